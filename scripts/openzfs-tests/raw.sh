@@ -316,7 +316,7 @@ stop_cluster "$PG_ROOT/data"
 must rm "$PG_ROOT/data/pg_wal"
 must as_postgres cp -a "$PG_ROOT/wal" "$PG_ROOT/data/pg_wal"
 start_cluster "$PG_ROOT/data" "$PG_PORT"
-expect_refused "its WAL would lie in the clear" 3 "it would lie there in the clear" backup --strategy label
+expect_refused "its WAL would lie in the clear" 3 "it would be stored there in the clear" backup --strategy label
 expect "the hint says what to do" grep -qF "give the repository a key" /tmp/refused.out
 write_config 'encrypted_datasets = "raw"'
 run_lockstep "unless raw was asked for by name" ship latest

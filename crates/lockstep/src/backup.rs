@@ -1,7 +1,7 @@
 //! A backup, from the lock to the manifest.
 //!
-//! The plan's steps are run in its order; whatever goes wrong, what this try made is undone, the
-//! server leaves backup mode with the connection, and older sets are as they were.
+//! The plan's steps run in its order. Whatever goes wrong, what this attempt made is undone, the server leaves backup
+//! mode when the connection closes, and older sets stay as they were.
 
 mod attempt;
 mod certify;
@@ -23,18 +23,18 @@ pub(crate) use certify::flat_configuration;
 
 use attempt::Attempt;
 
-/// How often a set is taken again when the layout or the WAL changed under it.
+/// How many times a set is attempted if the layout or the WAL changes meanwhile.
 const TRIES: u32 = 3;
 
-/// How often it is taken again when a standby's replay ended a statement, and the pause before. One
-/// that lags more than max_standby_streaming_delay ends every statement that stands in its way at once.
+/// How many times it is attempted again if a standby's replay ended a statement, and the pause before each. A standby
+/// that lags more than max_standby_streaming_delay immediately ends every statement that is in its way.
 const CONFLICTS: u32 = 10;
 const CONFLICT_PAUSE: Duration = Duration::from_secs(2);
 
-/// What a backup was asked for.
+/// What a backup is asked to do.
 #[derive(Debug, Clone)]
 pub struct Request {
-    /// Which strategy.
+    /// The strategy.
     pub strategy: StrategyChoice,
     /// The user's words for the set.
     pub label: Option<String>,
@@ -43,7 +43,7 @@ pub struct Request {
 /// Takes one backup set.
 ///
 /// # Errors
-/// When it can't be consistent, somebody else holds the lock, or anything fails on the way.
+/// When it can't be consistent, another process holds the lock, or anything fails on the way.
 pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     let _lock = cx.lock("backup")?;
     steps::reached("backup.locked")?;
@@ -69,7 +69,7 @@ pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
     }
 }
 
-/// What `backup` would do; it changes nothing.
+/// Returns what `backup` would do; changes nothing.
 ///
 /// # Errors
 /// As the backup would.

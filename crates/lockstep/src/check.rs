@@ -1,9 +1,9 @@
-//! `lockstep check`: whether backups of this cluster work, and restores of them would.
+//! `lockstep check`: checks that backups of this cluster work, and that restores of them would.
 //!
-//! One finding a line, worst first. It looks and changes nothing, but for a small file that it writes where a backup writes
-//! and removes again (`check/writable.rs`). A monitor that goes by the exit code
-//! alone has to notice what goes wrong in silence: backups that have stopped, an archive that gets
-//! nothing, a standby that doesn't follow. So these are errors, and only hints are warnings.
+//! It prints one finding a line, worst first. It changes nothing, except for a small file that it writes and removes
+//! again where a backup writes (`check/writable.rs`). A monitor that looks only at the exit code has to notice what
+//! goes wrong silently: backups that have stopped, an archive that gets nothing, a standby that doesn't follow. So
+//! these are errors, and only hints are warnings.
 
 mod branches;
 mod copies;
@@ -39,18 +39,18 @@ use crate::words::{bytes, counted};
 pub enum Severity {
     /// Somebody should look: a backup or restore would fail, or isn't worth what its owner thinks.
     Error,
-    /// It works, and could be better.
+    /// It works, but could be better.
     Warning,
-    /// As it should be.
+    /// All is well.
     Ok,
 }
 
-/// One line.
+/// One line of output.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct Finding {
-    /// How bad.
+    /// How bad it is.
     pub severity: Severity,
-    /// What was looked at: `connection`, `wal_level`.
+    /// What was checked: `connection`, `wal_level`.
     pub subject: String,
     /// What was found.
     pub what: String,
@@ -58,7 +58,7 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
-/// Looks at everything.
+/// Checks everything.
 ///
 /// # Errors
 /// Only when ZFS or the state can't be read at all; the rest are findings.
@@ -100,7 +100,7 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     Ok(ordered(all))
 }
 
-/// Places where nothing ever goes; a pure function.
+/// Finds places from which nothing is ever removed; a pure function.
 fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
     let retention = &cluster.retention;
     let key = |key: &str| {
@@ -127,10 +127,10 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
     here.into_iter().chain(there).collect()
 }
 
-/// So many days sets may be due: somebody may well prune once a week.
+/// For how many days sets may be overdue: somebody may well prune once a week.
 const DUE_DAYS: i64 = 8;
 
-/// Sets that should be gone for long: nothing runs `prune`.
+/// Finds sets that should have been gone for long: nothing runs `prune`.
 fn of_prune(cx: &Context) -> Option<Finding> {
     let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(DUE_DAYS * 24);
     let due = match prune::overdue(cx, at) {
@@ -147,21 +147,21 @@ fn of_prune(cx: &Context) -> Option<Finding> {
     })
 }
 
-/// Repositories in which nothing is left time.
+/// Finds repositories without a grace time.
 fn of_grace(cx: &Context) -> Vec<Finding> {
     let has_none = |name: &&String| cx.repositories.get(*name).is_some_and(|r| r.grace_hours == 0);
     let all = cx.cluster.repositories.iter().filter(has_none);
     all.map(|name| {
         warning(
             "grace_hours",
-            format!("repositories.{name}.grace_hours is 0: `prune` may delete what a backup or a restore that runs beside it needs"),
+            format!("repositories.{name}.grace_hours is 0: `prune` may delete what a backup or a restore needs that runs at the same time"),
             "make it longer than any of them takes",
         )
     })
     .collect()
 }
 
-/// Worst first; where there is something to say of a subject, it isn't called well too.
+/// Sorts the worst first; a subject with a problem isn't reported as ok as well.
 fn ordered(mut all: Vec<Finding>) -> Vec<Finding> {
     let bad = all.iter().filter(|finding| finding.severity != Severity::Ok);
     let bad: BTreeSet<_> = bad.map(|finding| finding.subject.clone()).collect();
@@ -191,7 +191,7 @@ fn failure(subject: &str, error: &Error) -> Finding {
     finding(Severity::Error, subject, error.chain(), error.hint())
 }
 
-/// Whether a standby follows; a pure function.
+/// Checks that a standby follows; a pure function.
 fn of_standby(facts: &Facts) -> Finding {
     let following = match &facts.server {
         Ok(server) => server.following.as_ref(),
@@ -205,7 +205,7 @@ fn of_standby(facts: &Facts) -> Finding {
         Err(_) => None,
     };
     let Some(Following { streams, should_stream, replayed, paused, .. }) = following else {
-        return ok("standby", "nobody can be asked whether it follows");
+        return ok("standby", "no server can be asked whether it follows");
     };
     if *paused {
         return warning(
@@ -221,24 +221,24 @@ fn of_standby(facts: &Facts) -> Finding {
                 "it streams, has replayed up to {replayed}, and is {} behind its primary",
                 bytes(*behind)
             ),
-            "where it stays so: does what it streams from follow the primary?",
+            "if it stays so: does the server that it streams from follow the primary?",
         );
     }
     match (streams, should_stream) {
         (true, _) => ok("standby", format!("it streams, and has replayed up to {replayed}")),
         (false, false) => ok(
             "standby",
-            format!("restore_command alone feeds it; it has replayed up to {replayed}"),
+            format!("it gets WAL only from restore_command; it has replayed up to {replayed}"),
         ),
         (false, true) => wrong(
             "standby",
             format!("nothing streams to it; it has replayed up to {replayed}"),
-            "its sets are as old as what it replays: is primary_conninfo right, and its primary there? where restore_command alone feeds it, take primary_conninfo out",
+            "its sets are as old as what it replays: is primary_conninfo right, and its primary there? if it gets WAL only from restore_command, remove primary_conninfo",
         ),
     }
 }
 
-/// Whether a standby's primary can be asked, and is one; where the standby couldn't be, it is tried here.
+/// Checks that a standby's primary answers and is one. If the survey couldn't ask it, it is tried here.
 fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
     const CHECK: &str = "check primary and primary_password_file of this cluster";
     Some(match seen {
@@ -250,8 +250,8 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
         ),
         Some(PrimarySeen::InRecovery) => wrong(
             "primary",
-            "what \"primary\" names is in recovery itself",
-            "name the primary, also where the standby streams from another standby",
+            "the server that \"primary\" names is itself in recovery",
+            "name the primary, even if the standby streams from another standby",
         ),
         None => match connection::connect_primary(cx.cluster)? {
             Ok(_) => ok("primary", "it takes a connection"),
@@ -262,7 +262,7 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
     })
 }
 
-/// What the facts of a survey say; a pure function.
+/// Returns what the facts of a survey say; a pure function.
 fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     let mut all = of_plan(facts, choice);
     match &facts.server {
@@ -289,13 +289,13 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     all
 }
 
-/// How a backup would be taken now.
+/// Says how a backup would be taken now.
 fn of_plan(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     let mut all = Vec::new();
     match strategy::choose(facts, choice) {
         Ok(plan) => {
             all.push(ok("strategy", format!("{}: {}", plan.strategy, plan.chosen_because)));
-            // What is a problem there has a subject of its own below.
+            // Problems have a subject of their own below.
             let low = low_space(facts);
             let hints = plan.warnings.into_iter().filter(|warning| !warning.problem);
             all.extend(hints.map(|w| {
@@ -314,13 +314,13 @@ fn of_plan(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
     all
 }
 
-/// What the server says of itself.
+/// Returns what the server says about itself.
 fn of_server(server: &ServerFacts, choice: StrategyChoice) -> Vec<Finding> {
     let mut all = Vec::new();
     all.push(ok("connection", format!("PostgreSQL {}", server.version)));
     all.push(match server.may_backup {
         true => ok("rights", "this user may call the backup functions"),
-        // As a backup has it: a strategy that was asked for by name needs no such right.
+        // As in a backup: an explicitly requested strategy doesn't need this right.
         false => finding(
             match choice {
                 StrategyChoice::Auto => Severity::Error,
@@ -360,7 +360,7 @@ fn of_server(server: &ServerFacts, choice: StrategyChoice) -> Vec<Finding> {
     all
 }
 
-/// What keeps WAL from being recycled, until the pool is full.
+/// Finds what keeps WAL from being recycled until the pool is full.
 fn of_wal_keepers(server: &ServerFacts) -> Vec<Finding> {
     let mut all: Vec<_> = server
         .idle_slots

@@ -1,4 +1,4 @@
-//! What every command on a cluster works with: its configuration, its state, ZFS.
+//! What every command on a cluster works with: the configuration, the state, ZFS.
 
 use std::collections::BTreeMap;
 
@@ -29,7 +29,7 @@ pub struct Context<'a> {
 }
 
 impl<'a> Context<'a> {
-    /// The context of the cluster `name`, or of the only one.
+    /// Opens the context of the cluster `name`, or of the only one.
     ///
     /// # Errors
     /// When there is no such cluster, or its state can't be opened.
@@ -38,7 +38,7 @@ impl<'a> Context<'a> {
         Self::open_as(config, name, cluster)
     }
 
-    /// The context of a cluster that may not be in the configuration yet, or any more.
+    /// Opens the context of a cluster that may not be in the configuration yet, or no longer is.
     ///
     /// # Errors
     /// When its state can't be opened.
@@ -53,7 +53,7 @@ impl<'a> Context<'a> {
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }
 
-    /// Takes the cluster's lock for `command`; what ZFS is told to do under it has it too.
+    /// Takes the cluster's lock for `command`; the `zfs` commands run under it hold it too.
     ///
     /// # Errors
     /// [`crate::error::Error::Locked`] with who holds it.
@@ -63,10 +63,10 @@ impl<'a> Context<'a> {
         Ok(lock)
     }
 
-    /// Who owns what is restored and runs servers; `None` where this process is that user.
+    /// Returns the user who owns what is restored and runs servers; `None` if this process is that user.
     ///
     /// # Errors
-    /// When `os_user` doesn't exist or can't be become.
+    /// When `os_user` doesn't exist, or this process can't run programs as that user.
     pub fn os_user(&self) -> Result<Option<Credentials>> {
         users::credentials(&self.cluster.os_user)
     }

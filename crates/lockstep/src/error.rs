@@ -1,8 +1,8 @@
-//! One error type for the program, with what callers branch on as variants and the exit code of each.
+//! The program's one error type: variants for what callers branch on, and the exit code of each.
 //!
-//! `Display` says what failed and with which value and leaves the source out; `main` prints the
-//! chain once and the hint last. What could go wrong here: an error that loses the text of the
-//! program or server that caused it, which is all a DBA has at three in the morning.
+//! `Display` says what failed and with which value, and omits the source; `main` prints the chain once and the hint
+//! last. What could go wrong: an error loses the text of the program or server that caused it, which is all a DBA has
+//! at three in the morning.
 
 use std::path::{Path, PathBuf};
 
@@ -15,7 +15,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// What ended a command early.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The command line or the configuration asks for what makes no sense. Exit code 2.
+    /// The command line or the configuration is wrong. Exit code 2.
     #[error("{what}")]
     Usage {
         /// What is wrong, with the value.
@@ -23,28 +23,28 @@ pub enum Error {
         /// What to write instead.
         hint: String,
     },
-    /// Not consistent or not safe: Lockstep could go on and will not. Exit code 4.
+    /// Not consistent or not safe: Lockstep could continue but refuses to. Exit code 4.
     #[error(transparent)]
     Refused(#[from] Box<Refusal>),
-    /// Another lockstep holds a lock: of the cluster, mostly. Exit code 11.
+    /// Another lockstep holds a lock, usually the cluster's. Exit code 11.
     #[error("{what} is locked by {holder}")]
     Locked {
         /// What is locked, with its name: `cluster "main"`.
         what: String,
         /// Who holds it: process, command and since when.
         holder: String,
-        /// It is a lease in a repository, which another host may hold, and no lock of this host's.
+        /// Whether it is a lease in a repository, which another host may hold, rather than a lock of this host's.
         is_lease: bool,
     },
-    /// Another restore works at the same place. Exit code 11.
+    /// Another restore is working on the same target. Exit code 11.
     #[error("another restore works on {place}: {holder}")]
     PlaceInUse {
         /// The folder or the dataset.
         place: String,
-        /// Who works there: process and command.
+        /// The process and command working there.
         holder: String,
     },
-    /// SIGINT or SIGTERM came. Exit code 130.
+    /// SIGINT or SIGTERM was received. Exit code 130.
     #[error("interrupted")]
     Interrupted {
         /// The step that would have come next.
@@ -53,10 +53,10 @@ pub enum Error {
     /// A program that Lockstep ran failed.
     #[error("{error}")]
     Command {
-        /// How, with its own words.
+        /// How it failed, in its own words.
         #[source]
         error: Box<CommandError>,
-        /// What to do, where whoever ran it knows more than the failure itself says.
+        /// What to do, if the caller knows more than the failure itself says.
         hint: Option<String>,
     },
     /// A statement or a connection failed.
@@ -67,7 +67,7 @@ pub enum Error {
         /// The server's own words.
         #[source]
         source: Box<postgres::Error>,
-        /// What to do, where more is known than the server says.
+        /// What to do, if more is known than the server says.
         hint: Option<String>,
     },
     /// A system call on a path failed.
@@ -75,22 +75,22 @@ pub enum Error {
     Io {
         /// What was tried: `read`, `write`, `create`.
         verb: &'static str,
-        /// On what.
+        /// The path.
         path: PathBuf,
         /// The system's reason.
         #[source]
         source: std::io::Error,
-        /// What to do, where more is known than the reason says.
+        /// What to do, if more is known than the reason says.
         hint: Option<String>,
     },
-    /// Anything else, with a hint where there is one.
+    /// Anything else, with a hint if there is one.
     #[error("{what}")]
     Failed {
         /// What failed, with the value.
         what: String,
         /// What to do.
         hint: Option<String>,
-        /// The reason below it.
+        /// The underlying reason.
         #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
@@ -118,7 +118,7 @@ impl Error {
         move |source| Self::Io { verb, path, source, hint: None }
     }
 
-    /// The same failure with a hint, where it had none.
+    /// Adds a hint to the failure if it had none.
     #[must_use]
     pub fn with_hint(self, text: impl Into<String>) -> Self {
         match self.hint() {
@@ -127,11 +127,11 @@ impl Error {
         }
     }
 
-    /// The same failure with one more hint, where it is of a kind that takes one: those with an exit
-    /// code of their own stay what they are. Of whatever kind it is, it stays of that: callers branch on it.
+    /// Adds one more hint to the failure, if its kind takes one: failures with an exit code of their own stay what
+    /// they are. The kind never changes, because callers branch on it.
     ///
     /// # Errors
-    /// The failure as it was.
+    /// The unchanged failure.
     pub fn and_hint(self, text: &str) -> Result<Self> {
         let known = self.hint();
         let joined = known.map_or_else(|| text.to_owned(), |known| format!("{known}. {text}"));
@@ -152,8 +152,8 @@ impl Error {
         }
     }
 
-    /// The same failure with the reason below it. It is for those that are made of words: what else
-    /// there is has a reason already, and that stays in what it says.
+    /// Adds an underlying reason to the failure. This is for failures that consist of words; all others already have
+    /// a reason, and it stays in what they say.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         let cause = cause.into();
@@ -165,7 +165,7 @@ impl Error {
                 Self::Failed { what: self.chain(), hint: self.hint(), source: Some(cause) }
             }
             Self::Usage { what, hint } => Self::Usage { what: format!("{what}: {cause}"), hint },
-            // They are reasons themselves.
+            // These are reasons themselves.
             Self::Refused(_)
             | Self::Locked { .. }
             | Self::PlaceInUse { .. }
@@ -173,13 +173,13 @@ impl Error {
         }
     }
 
-    /// Whether it, or what it came of, is that nobody reads at a pipe's other end any more.
+    /// Checks whether it, or its cause, is that nobody reads at a pipe's other end any more.
     #[must_use]
     pub fn is_broken_pipe(&self) -> bool {
         self.has_cause(|kind| kind == std::io::ErrorKind::BrokenPipe)
     }
 
-    /// Whether it, or what it came of, is that a file system or a quota is full.
+    /// Checks whether it, or its cause, is that a file system or a quota is full.
     #[must_use]
     pub fn lacks_room(&self) -> bool {
         use std::io::ErrorKind::{QuotaExceeded, StorageFull};
@@ -197,8 +197,8 @@ impl Error {
         false
     }
 
-    /// Whether a standby ended the statement because replay had to go on: the same statement may
-    /// well succeed the next time (ERRCODE_T_R_SERIALIZATION_FAILURE in ProcessInterrupts, postgres.c).
+    /// Checks whether a standby ended the statement because replay had to continue: the same statement may well
+    /// succeed the next time (ERRCODE_T_R_SERIALIZATION_FAILURE in ProcessInterrupts, postgres.c).
     #[must_use]
     pub fn is_recovery_conflict(&self) -> bool {
         match self {
@@ -209,7 +209,7 @@ impl Error {
         }
     }
 
-    /// The process's exit code; the table is in README.md and held by a test.
+    /// Returns the process's exit code; the table is in README.md and verified by a test.
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self {
@@ -221,7 +221,7 @@ impl Error {
         }
     }
 
-    /// What the reader can do, if anything is known.
+    /// Returns what the reader can do, if anything is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -250,7 +250,7 @@ impl Error {
         }
     }
 
-    /// The error and its sources in one line, as `main` prints it.
+    /// Returns the error and its sources in one line, as `main` prints it.
     #[must_use]
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
@@ -266,8 +266,8 @@ impl Error {
     }
 }
 
-/// The words of an error and of all that caused it, where the error itself goes no further; whether it was the
-/// system's, and of which kind, stays known.
+/// Joins the words of an error and of all its causes, for an error that isn't passed on itself; the kind stays known
+/// if it was a system error.
 #[must_use]
 pub fn kept(error: &(dyn std::error::Error + 'static)) -> Box<dyn std::error::Error + Send + Sync> {
     let words = strata::error::with_causes(error);
@@ -285,31 +285,31 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
     error.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
 }
 
-/// What is left of a command that was interrupted, by the step that would have come next. What was
-/// made is taken away again before the command ends, or it is said that it wasn't.
+/// Says what an interrupted command leaves, by the step that would have come next. What it made is removed before the
+/// command ends, or the message says that it wasn't.
 fn after_interruption(step: &str) -> &'static str {
     match step.split('.').next() {
         Some("restore" | "server") => {
-            "what it made is taken away again, or by the next command of this cluster; but what was received from a repository stays, if that is said above, and isn't whole until the same command with --delta has run to its end"
+            "what it made is removed, if not now then by the next command of this cluster; but what was received from a repository stays, if a message above says so, and isn't whole until the same command with --delta has run to its end"
         }
         Some("backup" | "clone" | "look") => {
-            "nothing is left of it; what couldn't be taken away, if that is said above, the next command of this cluster removes"
+            "nothing is left of it, unless a message above says so; then the next command of this cluster removes the rest"
         }
         Some("ship" | "lease") => {
-            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup goes on there"
+            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup continues from there"
         }
-        Some("prune") => "what was begun the next `lockstep prune` finishes, or the next backup",
+        Some("prune") => "the next `lockstep prune` or backup finishes what was begun",
         Some("check") => {
-            "what it had found by then is printed; it keeps nothing, and the next one begins anew: `--read-data=PERCENT` reads a part"
+            "what it had found by then is printed; it keeps nothing, and the next one starts from the beginning: `--read-data=PERCENT` reads a part"
         }
         Some("mirror") => {
-            "what was made of a new mirror is taken away again; `lockstep mirror status` shows one that was there, and what to do"
+            "a mirror that wasn't finished is removed; `lockstep mirror status` shows one that existed before, and what to do"
         }
-        _ => "nothing is half done: run it again, and it goes on",
+        _ => "nothing is left half done: run it again, and it continues",
     }
 }
 
-/// The reasons of the system that a user can do something about.
+/// Hints for system errors that a user can do something about.
 fn io_hint(kind: std::io::ErrorKind, is_root: bool) -> Option<&'static str> {
     use std::io::ErrorKind;
     match kind {
@@ -374,10 +374,10 @@ mod tests {
             ("backup.started", "nothing is left of it"),
             ("restore.placed", "until the same command with --delta has run to its end"),
             ("ship.views", "`lockstep ship`"),
-            ("prune.planned", "`lockstep prune` finishes"),
-            ("server.ready", "what it made is taken away again"),
+            ("prune.planned", "finishes what was begun"),
+            ("server.ready", "what it made is removed"),
             ("mirror.slot", "mirror status"),
-            ("check.read", "begins anew"),
+            ("check.read", "starts from the beginning"),
             ("compact.still", "run it again"),
         ] {
             let error = Error::Interrupted { step: step.into() };
@@ -409,7 +409,7 @@ mod tests {
         assert_eq!(hinted.hint().as_deref(), Some("look at it"));
         assert_eq!(hinted.chain(), "cannot read \"/srv/pg\": invalid data");
         assert_eq!(hinted.exit_code(), 1);
-        // It is of the kind that it was: whoever waits for it knows it still.
+        // It keeps its kind, so callers still recognize it.
         assert!(
             matches!(hinted, Error::Io { source, .. } if source.kind() == std::io::ErrorKind::InvalidData)
         );
@@ -425,12 +425,12 @@ mod tests {
         let sql = Error::sql("cannot connect", no_address).with_hint("write it");
         assert!(matches!(&sql, Error::Sql { .. }));
         assert_eq!(sql.hint().as_deref(), Some("write it"));
-        // It had one.
+        // It already had one.
         let full = io(std::io::ErrorKind::StorageFull);
         let (known, both) = (full.hint().unwrap(), full.and_hint("Then go on").unwrap());
         assert_eq!(both.hint().unwrap(), format!("{known}. Then go on"));
         assert_eq!(both.with_hint("other").hint().unwrap(), format!("{known}. Then go on"));
-        // What has an exit code of its own keeps it, and what it says.
+        // An error with an exit code of its own keeps it, and its text.
         let usage = Error::usage("x", "y").and_hint("z").unwrap_err();
         assert_eq!((usage.exit_code(), usage.hint().as_deref()), (2, Some("y")));
     }

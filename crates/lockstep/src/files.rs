@@ -1,4 +1,4 @@
-//! Files written so that a crash leaves the old one or the new one, never half of either.
+//! Writes files so that a crash leaves the old one or the new one, never half of either.
 //!
 //! [`publish`] is the one place that makes something durable under its final name: temporary
 //! name, fsync of the file, rename, fsync of the folder.
@@ -22,18 +22,18 @@ use crate::error::{Error, Result};
 use crate::names::is_number;
 use crate::volume::mounts::{Mount, Mounts};
 
-/// Whether [`publish`] calls a file so before it is whole.
+/// Checks whether [`publish`] gives files this name before they are whole.
 pub(crate) fn is_temporary(file_name: &str) -> bool {
     writer_of(file_name).is_some()
 }
 
-/// The process that did, by its number.
+/// Returns the process id of the [`publish`] that did.
 fn writer_of(file_name: &str) -> Option<u32> {
     let (_, process) = file_name.strip_suffix(".tmp")?.rsplit_once('.')?;
     process.parse().ok().filter(|_| is_number(process))
 }
 
-/// Writes `bytes` to `path` durably and atomically, readable by its owner alone.
+/// Writes `bytes` to `path` durably and atomically, readable only by its owner.
 ///
 /// # Errors
 /// When any of the steps fails; then `path` is as it was.
@@ -43,7 +43,7 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     name.push(format!(".{}.tmp", std::process::id()));
     let temporary = parent.join(name);
     let written = (|| {
-        // Made anew: what has the name, in a folder that somebody else may write to, could be a link.
+        // Newly created: in a folder that another user may write to, whatever has the name could be a link.
         remove_file(&temporary)?;
         let mut file = fs::OpenOptions::new()
             .write(true)
@@ -62,14 +62,14 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     written
 }
 
-/// How old a temporary file is that nobody goes on with: [`publish`] takes a moment, and in a container its process has
-/// another number than here.
+/// From what age a temporary file counts as abandoned: [`publish`] takes a moment, and the process in a container has
+/// another id than here.
 const HALF_WRITTEN: Duration = Duration::from_secs(3600);
 
-/// Removes the temporary files in a folder that a [`publish`] has left which was killed.
+/// Removes the temporary files in a folder that a killed [`publish`] has left.
 ///
 /// # Errors
-/// When the folder can't be listed, or one of them not be removed.
+/// When the folder can't be listed, or one of them can't be removed.
 pub fn remove_half_written(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let entry = entry.map_err(Error::io("list", folder))?;
@@ -87,7 +87,7 @@ pub fn remove_half_written(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Reads until the buffer is full or the file ends; how much that was.
+/// Reads until the buffer is full or the file ends; returns the number of bytes read.
 ///
 /// # Errors
 /// When it can't be read.
@@ -105,7 +105,7 @@ pub fn fill(file: &mut File, buffer: &mut [u8]) -> std::io::Result<usize> {
 /// How much of a log's end is read.
 const LOG_TAIL: u64 = 64 << 10;
 
-/// The last lines of a log; none where it can't be read.
+/// Returns the last lines of a log; none if it can't be read.
 pub fn tail(path: &Path) -> Vec<String> {
     let mut bytes = Vec::new();
     let read = File::open(path).and_then(|mut file| {
@@ -130,20 +130,20 @@ pub fn sync_directory(path: &Path) -> Result<()> {
 /// `mkdir -p`.
 ///
 /// # Errors
-/// When a component is missing and can't be made.
+/// When a component is missing and can't be created.
 pub fn create_directories(path: &Path) -> Result<()> {
     fs::create_dir_all(path).map_err(Error::io("create", path))
 }
 
-/// The same where others have to pass: what is made has mode 0755, whatever the umask.
+/// The same if others need access: created folders get mode 0755, whatever the umask.
 ///
 /// # Errors
-/// When a component is missing and can't be made.
+/// When a component is missing and can't be created.
 pub fn create_open_directories(path: &Path) -> Result<()> {
     let missing: Vec<_> = path.ancestors().take_while(|path| !path.exists()).collect();
     for path in missing.into_iter().rev() {
         match fs::create_dir(path) {
-            // Another's, by now.
+            // Another process has just created it.
             Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => continue,
             other => other.map_err(Error::io("create", path))?,
         }
@@ -153,10 +153,10 @@ pub fn create_open_directories(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes a file; one that isn't there is fine.
+/// Removes a file; a missing one is fine.
 ///
 /// # Errors
-/// When it is there and can't be removed.
+/// When it exists and can't be removed.
 pub fn remove_file(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path)(e)),
@@ -164,7 +164,7 @@ pub fn remove_file(path: &Path) -> Result<()> {
     }
 }
 
-/// Removes a folder and all in it, or a file; one that isn't there is fine.
+/// Removes a folder and everything in it, or a file; a missing one is fine.
 ///
 /// # Errors
 /// When something in it can't be removed, or is mounted.
@@ -181,8 +181,8 @@ pub fn remove_tree(path: &Path) -> Result<()> {
     }
 }
 
-/// What is mounted in a folder, a bind of somebody's own perhaps, would be emptied with it. `counts` is asked of the mount
-/// point and the folder.
+/// Refuses if anything is mounted in a folder, perhaps a user's own bind mount: it would be emptied too. `counts` is
+/// called with the mount point and the folder.
 fn assert_nothing_mounted(
     folder: &Path,
     becomes: &str,
@@ -199,10 +199,10 @@ fn assert_nothing_mounted(
         "\"{}\" is mounted at \"{point}\", in \"{folder}\", which is to be {becomes}",
         mount.source
     ))
-    .with_hint("unmount it: what lies there would go with the rest"))
+    .with_hint("unmount it: its files would be removed with the rest"))
 }
 
-/// Empties a folder, which stays; one that isn't there is fine.
+/// Empties a folder, which itself stays; a missing one is fine.
 ///
 /// # Errors
 /// When something in it can't be removed, or is mounted.
@@ -211,11 +211,11 @@ pub fn empty_directory(path: &Path) -> Result<()> {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
         other => other.map_err(Error::io("list", path))?,
     };
-    // The folder itself may be a file system's own.
+    // The folder itself may be the root of a file system.
     assert_nothing_mounted(path, "emptied", |point, folder| point != folder)?;
     for entry in entries {
         let entry = entry.map_err(Error::io("list", path))?;
-        // What a ZFS with `snapdir=visible` shows in a dataset's root: nobody can remove it.
+        // A ZFS with `snapdir=visible` shows this in a dataset's root: nobody can remove it.
         if entry.file_name() == ".zfs" {
             continue;
         }
@@ -228,7 +228,7 @@ pub fn empty_directory(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Whether a folder has nothing in it.
+/// Checks that a folder is empty.
 ///
 /// # Errors
 /// When it can't be listed.
@@ -236,7 +236,7 @@ pub fn is_empty_directory(path: &Path) -> Result<bool> {
     Ok(fs::read_dir(path).map_err(Error::io("list", path))?.next().is_none())
 }
 
-/// Gives a file another name, in the place of what has it; one that isn't there is fine.
+/// Renames a file, and replaces what has the new name; a missing source is fine.
 ///
 /// # Errors
 /// When the system refuses.
@@ -247,12 +247,12 @@ pub fn rename_over(from: &Path, to: &Path) -> Result<()> {
     }
 }
 
-/// Lets nobody but this process' user look into a folder.
+/// Makes a folder accessible to this process's user alone.
 ///
 /// # Errors
 /// When the system refuses.
 pub fn keep_private(path: &Path) -> Result<()> {
-    // What is so already may lie where nothing can be changed.
+    // A folder that is already private may be where nothing can be changed.
     let mode = fs::metadata(path).map_err(Error::io("look at", path))?.permissions().mode();
     if mode & 0o7777 == 0o700 {
         return Ok(());
@@ -268,7 +268,7 @@ mod tests {
     fn what_a_killed_process_was_writing_goes_and_nothing_else() {
         let scratch = tempfile::tempdir().unwrap();
         let old = std::time::SystemTime::now() - 2 * HALF_WRITTEN;
-        // No process has a number beyond 2^22.
+        // No process id is greater than 2^22.
         let (left, alive) = ("r.json.9999999.tmp", format!("r.json.{}.tmp", std::process::id()));
         let (young, other) = ("s.json.9999999.tmp", "r.json");
         for (name, is_old) in [(left, true), (&*alive, true), (young, false), (other, true)] {
@@ -293,7 +293,7 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
         assert!(publish(&dir.join("no/such/folder/x"), b"").is_err());
-        // A link that waits under the temporary name isn't followed.
+        // A link planted under the temporary name isn't followed.
         let temporary = dir.join(format!("manifest.json.{}.tmp", std::process::id()));
         std::os::unix::fs::symlink(dir.join("victim"), &temporary).unwrap();
         publish(&path, b"three").unwrap();

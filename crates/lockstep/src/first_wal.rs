@@ -1,9 +1,10 @@
-//! The first segment of WAL that a set needs, of all sets wherever they are: an archive has to be kept from there on.
+//! Finds the first segment of WAL that any set needs, wherever it is: an archive has to be kept from there on.
 //!
-//! What could go wrong: that too much is cleaned up. So a place that can't be asked, a manifest that can't be read, or a
-//! repository that has lost its sets, is an error, and no answer. And every set counts, whichever cluster it is of: what is in
-//! the data directory may have been made anew since, or come from pg_upgrade. The first name of all is right for each, also
-//! where their segments differ in size: each set needs those from its own first one on, and a name before all of these none.
+//! What could go wrong: too much is cleaned up. So a place that doesn't answer, a manifest that can't be read, or a
+//! repository that has lost its sets is an error, never a result. And every set counts, whichever cluster it belongs
+//! to: the data directory may be new since, or come from pg_upgrade. The first name of all is right for each set,
+//! even if their segments differ in size: each set needs the segments from its own first one on, and none before the
+//! first name of all.
 
 use pgfiles::wal_name::WalSegment;
 
@@ -14,10 +15,10 @@ use crate::repository::{self, Repository};
 use crate::set::manifest::Manifest;
 use crate::set::{notes, unread};
 
-/// Of the sets on this host and in each repository of the cluster.
+/// Returns it for the sets on this host and in each repository of the cluster.
 ///
 /// # Errors
-/// When one of them can't be asked wholly or has lost its sets, or there is no set at all.
+/// When one of them doesn't answer in full or has lost its sets, or there is no set at all.
 pub fn find(cx: &Context) -> Result<String> {
     let (here, damaged) = cx.state.sets()?;
     if let Some((set, error)) = damaged.first() {
@@ -32,7 +33,7 @@ pub fn find(cx: &Context) -> Result<String> {
         let (sets, damaged) = repository.sets()?;
         if let Some((set, error)) = damaged.into_iter().next() {
             let ways = unread::ways_out(&set, Some(name));
-            let ways = format!("where its manifest is damaged for good, {ways}");
+            let ways = format!("if its manifest can't be repaired, {ways}");
             return Err(error.and_hint(&ways).unwrap_or_else(|error| error));
         }
         if sets.is_empty() {
@@ -61,7 +62,7 @@ pub fn find(cx: &Context) -> Result<String> {
     Ok(first)
 }
 
-/// Whether a repository that has no set has none by right. This host notes what it ships.
+/// Checks that a repository without sets never had any. This host notes what it ships.
 fn assert_never_had_any(cx: &Context, here: &[Manifest], repository: &Repository) -> Result<()> {
     let name = &repository.name;
     let is_noted = |set: &&Manifest| notes::is_shipped(cx, &set.set, name, Some(&repository.id));
@@ -72,11 +73,11 @@ fn assert_never_had_any(cx: &Context, here: &[Manifest], repository: &Repository
     ));
     let others = repository.empty_hint().map_or_else(String::new, |hint| format!("{hint} "));
     Err(error.with_hint(format!(
-        "{others}was its folder renamed or removed, or did its storage go back to an older state? Where its sets are gone for good, `lockstep ship --missing` brings there what this host has"
+        "{others}was its folder renamed or removed, or did its storage go back to an older state? If its sets are gone for good, `lockstep ship --missing` ships what this host has"
     )))
 }
 
-/// All segments that a set names, and the one in which its recovery starts.
+/// Returns all segments that a set names, and the one in which its recovery starts.
 fn of_set(set: &Manifest) -> Result<Vec<String>> {
     let mut names = set.wal.segments.clone();
     if let Some(start) = set.start_lsn {
@@ -87,9 +88,10 @@ fn of_set(set: &Manifest) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The first by its place in the WAL, with what needs it: `pg_archivecleanup` doesn't look at the timeline either.
+/// Returns the first by its position in the WAL, with what needs it: `pg_archivecleanup` doesn't look at the timeline
+/// either.
 fn first<T>(needed: impl IntoIterator<Item = (String, T)>) -> Option<(String, T)> {
-    // A timeline's history is kept whatever is cleaned up.
+    // A timeline's history file is kept whatever is cleaned up.
     let place = |name: &String| (name.len() == 24).then(|| name.get(8..).map(str::to_owned))?;
     let placed = needed.into_iter().filter_map(|(name, by)| Some((place(&name)?, name, by)));
     placed.min_by(|a, b| (&a.0, &a.1).cmp(&(&b.0, &b.1))).map(|(_, name, by)| (name, by))
@@ -106,7 +108,8 @@ mod tests {
         };
         let (old, new) = ("000000020000000000000003", "000000010000000000000005");
         assert_eq!(first(&[new, "00000002.history", old]).unwrap(), old);
-        // Of another cluster with segments of 1 MiB: its names go to ...00000FFF, and nothing before the first is either's.
+        // For another cluster with segments of 1 MiB: its names go up to ...00000FFF, and no segment before the first
+        // is needed by either.
         let small = "000000010000000000000FF0";
         assert_eq!(first(&[small, new]).unwrap(), new);
         assert_eq!(first(&["00000002.history"]), None);

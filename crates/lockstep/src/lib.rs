@@ -1,13 +1,11 @@
-//! Consistent backup sets of a PostgreSQL cluster that lies on several ZFS datasets, and clusters
-//! restored from them.
+//! Consistent backup sets of a PostgreSQL cluster on several ZFS datasets, and clusters restored from them.
 //!
-//! Data flows one way: the facts of a cluster ([`survey`]) become a plan ([`plan`]), the plan is
-//! run ([`backup`]) and leaves a set ([`set`]); a set becomes a cluster ([`restore`], [`clone`]).
-//! Programs are started in [`process`] alone.
+//! Data flows one way: the facts of a cluster ([`survey`]) become a plan ([`plan`]); running the plan ([`backup`])
+//! leaves a set ([`set`]); a set becomes a cluster ([`restore`], [`clone`]). Only [`process`] starts programs.
 
-// It panics where stdout is gone or full: `say!` of `cli::output` is for that.
+// These macros panic if stdout is closed or full: use `say!` of `cli::output` instead.
 #![cfg_attr(not(test), deny(clippy::print_stdout))]
-// What comes from outside is never taken for granted: it ends in an error that says what it was.
+// Input from outside is never taken for granted: if it is wrong, it ends in an error that names it.
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod adopt;

@@ -1,12 +1,12 @@
-//! One lock a cluster, and one a folder that is restored to, held by flock(2): it goes with its process,
-//! whatever ends that.
+//! A lock for each cluster, and one for each folder that is restored to, held by flock(2): it goes with its process,
+//! however that ends.
 //!
-//! The file's text, or for a folder the kernel, says who holds it, for the message of exit code 11; that
-//! is never trusted for more.
+//! The file's text, or for a folder the kernel, says who holds it, for the message of exit code 11. It is never
+//! trusted for more than that.
 //!
-//! What could go wrong: Lockstep is killed, and a `zfs` that it has started makes its snapshot or clone all the same,
-//! after the next command has undone what it found. So such a `zfs` has the lock too ([`Lock::file`]), and whoever
-//! comes next waits for it.
+//! What could go wrong: Lockstep is killed, and a `zfs` that it started still makes its snapshot or clone, after the
+//! next command has undone what it found. So such a `zfs` holds the lock too ([`Lock::file`]), and the next command
+//! waits for it.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek, Write};
@@ -19,22 +19,23 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::error::{Error, Result};
 
-/// How long a lock is waited for that is only looked at: nobody looks for longer than a moment, unless it was stopped.
+/// How long to wait for a lock that is only being looked at: nobody looks for more than a moment, unless it was
+/// stopped.
 const LOOKED_AT: Duration = Duration::from_secs(5);
 
-/// How long a program is waited for that a killed holder has started.
+/// How long to wait for a program that a killed holder started.
 const LEFT: Duration = Duration::from_secs(15);
 
-/// A held lock; dropping it lets go.
+/// A held lock; dropping it releases it.
 #[derive(Debug)]
 pub struct Lock {
     file: Arc<File>,
 }
 
-/// Why a lock wasn't had.
+/// Why a lock wasn't obtained.
 #[derive(Debug)]
 pub enum LockError {
-    /// Somebody holds it: the text they left.
+    /// Another process holds it and left this text.
     Held(String),
     /// The file couldn't be used.
     Failed(Error),
@@ -62,11 +63,11 @@ impl Lock {
                             continue;
                         }
                         return Err(LockError::Held(format!(
-                            "{holder}, which can't be seen from here: it or a program that it started is at work still"
+                            "{holder}, which can't be seen from here: it or a program that it started is still running"
                         )));
                     }
                     return Err(LockError::Held(if holder.is_empty() {
-                        "a process that has only just begun".into()
+                        "a process that has only just started".into()
                     } else {
                         holder.to_owned()
                     }));
@@ -85,13 +86,13 @@ impl Lock {
         Ok(Self { file: Arc::new(file) })
     }
 
-    /// The file: whoever has it, has the lock.
+    /// Returns the file: whoever has it open holds the lock.
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
     }
 
-    /// The same, where a lock that is held refuses the whole command; `what` is locked then, in words.
+    /// The same, but a lock that is held refuses the whole command; `what` says in words what is locked.
     ///
     /// # Errors
     /// [`Error::Locked`] with who holds it.
@@ -102,16 +103,17 @@ impl Lock {
         })
     }
 
-    /// Whether somebody holds the lock at `path`. Nothing is written, and whoever takes it in this moment gets it.
+    /// Checks whether another process holds the lock at `path`. Nothing is written, and a command that takes the lock
+    /// at this moment gets it.
     ///
     /// # Errors
-    /// When the file can't be looked at.
+    /// When the file can't be opened.
     pub fn is_held(path: &Path) -> Result<bool> {
         let file = match File::open(path) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(false),
             opened => opened.map_err(Error::io("open", path))?,
         };
-        // Shared: several may look at a time, and who takes it can tell them from a holder.
+        // Shared: several may look at a time, and a command that takes the lock can tell them apart from a holder.
         match flock(&file, FlockOperation::NonBlockingLockShared) {
             Ok(()) => Ok(false),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
@@ -119,11 +121,11 @@ impl Lock {
         }
     }
 
-    /// Takes the lock of a folder itself, without waiting and without writing anything: it holds for all
-    /// who use the folder, whatever their state_dir.
+    /// Takes the lock of a folder itself, without waiting and without writing anything. It counts for all who use the
+    /// folder, whatever their state_dir is.
     ///
     /// # Errors
-    /// [`LockError::Held`] when it is taken; when the folder isn't there.
+    /// [`LockError::Held`] when it is taken; when the folder doesn't exist.
     pub fn of_folder(path: &Path) -> Result<Self, LockError> {
         loop {
             let file =
@@ -141,14 +143,14 @@ impl Lock {
     }
 }
 
-/// What came of trying.
+/// The result of an attempt.
 enum Tried {
     /// It is ours.
     Had,
-    /// Its last holder removed the file between our opening and locking it: the lock is on a file that
-    /// nobody else will find.
+    /// Its last holder removed the file after this process opened it and before it locked it: the lock is on a file
+    /// that nobody else will find.
     Gone,
-    /// Somebody holds it.
+    /// Another process holds it.
     Held,
 }
 
@@ -174,20 +176,20 @@ impl Tried {
     }
 }
 
-/// Whether those that have the file's lock are all in [`Lock::is_held`], or here.
+/// Checks whether all that hold the file's lock are in [`Lock::is_held`], or here.
 fn is_only_looked_at(file: &File) -> bool {
     flock(file, FlockOperation::NonBlockingLockShared).is_ok()
         && flock(file, FlockOperation::Unlock).is_ok()
 }
 
-/// Whether the process of a lock's text has ended.
+/// Checks whether the process named in a lock's text has ended.
 fn is_gone(holder: &str) -> bool {
     let process = holder.strip_prefix("process ").and_then(|rest| rest.split(' ').next());
     let process = process.and_then(|process| process.parse::<u32>().ok());
     process.is_some_and(|process| !Path::new("/proc").join(process.to_string()).exists())
 }
 
-/// Who holds a file's lock, as the kernel lists it: a folder can't carry a text.
+/// Returns who holds a file's lock, as the kernel lists it: a folder can't carry a text.
 fn holder(file: &File) -> Option<String> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let metadata = file.metadata().ok()?;
@@ -200,8 +202,8 @@ fn holder(file: &File) -> Option<String> {
     })
 }
 
-/// From lines such as `1: FLOCK  ADVISORY  WRITE 4711 00:2a:34 0 EOF` (proc(5)). Some file systems have
-/// another device there than stat(2) tells.
+/// Parses lines such as `1: FLOCK  ADVISORY  WRITE 4711 00:2a:34 0 EOF` (proc(5)). For some file systems they show
+/// another device than stat(2).
 fn process_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
     let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
     let (exact, inode) = (format!("{major:02x}:{minor:02x}:{inode}"), format!(":{inode}"));
@@ -268,7 +270,7 @@ mod tests {
         let since = Instant::now();
         std::thread::scope(|scope| {
             scope.spawn(move || left.run().unwrap());
-            // As if this process had been killed: its own descriptor is closed, and the text is of nobody who lives.
+            // As if this process had been killed: its own descriptor is closed, and the text names no living process.
             std::thread::sleep(Duration::from_millis(300));
             std::fs::write(&path, "process 4294967295 (lockstep backup) since 2026\n").unwrap();
             drop(lock);

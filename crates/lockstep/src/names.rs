@@ -1,7 +1,7 @@
 //! Names that are checked once and then trusted: clusters, sets, clones.
 //!
-//! They become file names, snapshot names, slot names and parts of dataset names, so each allows
-//! only what all of these take.
+//! They become file names, snapshot names, slot names and parts of dataset names, so each allows only what all of
+//! these allow.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{self, Error};
 
-/// A name with a character or a length that can't be.
+/// A name with an invalid character or length.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("\"{name}\" is no {kind}: {why}")]
 pub struct NameError {
@@ -46,7 +46,7 @@ macro_rules! name {
         pub struct $type(String);
 
         impl $type {
-            /// The name as text.
+            /// Returns the name as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -88,8 +88,8 @@ name!(
     "cluster name"
 );
 name!(
-    /// A backup set: the UTC time it began and four random characters,
-    /// `20261123T194512Z-k3fa`; sets so sort by age.
+    /// A backup set: the UTC time at which it began and four random characters, `20261123T194512Z-k3fa`; so sets sort
+    /// by age.
     SetId,
     "set id"
 );
@@ -100,11 +100,11 @@ name!(
 );
 
 impl SetId {
-    /// A new id for a set that begins at `now`. The order of ids is that of time, also within a
-    /// second: behind it two characters say how much of it was over, two more are random.
+    /// Creates an id for a set that begins at `now`. Ids sort by time, even within a second: after the time, two
+    /// characters say how much of the second had passed, and two more are random.
     ///
     /// # Errors
-    /// When the system gives no random bytes.
+    /// When the system provides no random bytes.
     pub fn new(now: jiff::Timestamp) -> error::Result<Self> {
         let over = now.subsec_nanosecond().unsigned_abs() as usize * 1024 / 1_000_000_000;
         let mut suffix: String =
@@ -113,7 +113,7 @@ impl SetId {
         Ok(Self(format!("{}-{suffix}", now.strftime("%Y%m%dT%H%M%SZ"))))
     }
 
-    /// When the set of this id was begun, to the second; nothing where it is no such id.
+    /// Returns when the set of this id was begun, to the second; nothing if it isn't such an id.
     #[must_use]
     pub fn begun_at(id: &str) -> Option<jiff::Timestamp> {
         let (time, _) = id.split_once('-')?;
@@ -121,13 +121,13 @@ impl SetId {
         jiff::tz::TimeZone::UTC.to_timestamp(time).ok()
     }
 
-    /// The name of this set's snapshots, without the dataset.
+    /// Returns the name of this set's snapshots, without the dataset.
     #[must_use]
     pub fn snapshot_name(&self) -> String {
         format!("lockstep-{self}")
     }
 
-    /// The temporary slot's name; slots allow lower case, digits and underscores (slot.c).
+    /// Returns the temporary slot's name; slots allow lower case, digits and underscores (slot.c).
     #[must_use]
     pub fn slot_name(&self) -> String {
         format!("lockstep_{}", self.0.to_lowercase().replace(['-', '.'], "_"))
@@ -137,16 +137,16 @@ impl SetId {
 /// Which of some ids a user means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meant {
-    /// This one: it is called so, or it alone begins so.
+    /// This one: it is the whole id, or the only one that begins like this.
     One(String),
-    /// None is called so or begins so.
+    /// No id is or begins like this.
     Nothing,
-    /// Several begin so.
+    /// Several begin like this.
     Several(Vec<String>),
 }
 
-/// The id that is called `which`, or the only one that begins so. Nothing means nothing: an empty
-/// variable in a script must not be the only set there is.
+/// Finds the id that equals `which`, or the only one that begins with it. An empty text matches nothing: an empty
+/// variable in a script must not mean the only set there is.
 #[must_use]
 pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
     if which.is_empty() {
@@ -163,17 +163,17 @@ pub fn meant<'a>(which: &str, ids: impl IntoIterator<Item = &'a str>) -> Meant {
     }
 }
 
-/// Whether it is digits alone, and not none of them: what PostgreSQL calls the files and folders of
-/// relations, databases and tablespaces.
+/// Checks that it consists of digits, and at least one: PostgreSQL names the files and folders of relations,
+/// databases and tablespaces like this.
 #[must_use]
 pub fn is_number(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// In the order of their bytes.
+/// In byte order.
 const DIGITS: &[u8; 32] = b"0123456789abcdefghijklmnopqrstuv";
 
-/// Random bytes of the system's generator. Without them nothing that must be unique or secret is made.
+/// Returns random bytes of the system's generator. Without them nothing is made that must be unique or secret.
 ///
 /// # Errors
 /// When the system has none.
@@ -184,7 +184,7 @@ pub fn random<const N: usize>() -> error::Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// Four random characters of `0-9a-v`.
+/// Returns four random characters of `0-9a-v`.
 ///
 /// # Errors
 /// As [`random`].
@@ -192,7 +192,7 @@ pub fn random_suffix() -> error::Result<String> {
     random_characters::<4>()
 }
 
-/// So many of them.
+/// Returns `N` of them.
 ///
 /// # Errors
 /// As [`random`].

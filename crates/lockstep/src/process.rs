@@ -1,13 +1,14 @@
 //! The only place that starts other programs: argv, never a shell.
 //!
-//! Every start is logged at debug with its arguments and its time; the tail of stderr is kept raw
-//! in the error. Children get their own process group, so that Ctrl-C ends Lockstep at the next
-//! step and not a `zfs snapshot` half way; one whose output or input is given up before its end is
-//! killed and waited for. None gets what opens the stores: a server that stays would show it to whoever
+//! Every start is logged at debug level with its arguments and its duration; the error keeps the raw tail of stderr.
+//! Children get their own process group, so that Ctrl-C ends Lockstep at the next step rather than a `zfs snapshot`
+//! half way. A program whose output or input is abandoned early is killed and waited for. No program gets the
+//! variables that open the stores: a server that stays would show them to anyone who may run programs in it.
 //! may run programs in it.
 //!
-//! What could go wrong: Lockstep is killed, and what it started goes on, and makes what the next command, which undoes the
-//! killed one, never hears of. So a program can hold the lock under which it works: see [`Program::holding`].
+//! What could go wrong: Lockstep is killed, and a program that it started continues. The next command undoes the
+//! killed one, but doesn't know what that program makes afterwards. So a program can hold the lock under which it
+//! works: see [`Program::holding`].
 
 mod user;
 
@@ -25,13 +26,13 @@ pub use user::User;
 
 /// How much of a failed program's stderr is kept, in bytes.
 const STDERR_TAIL: usize = 8 * 1024;
-/// What a pipe to a running program holds, in bytes: as much as any user may ask for.
+/// The capacity of a pipe to a running program, in bytes: as much as any user may request.
 const PIPE: usize = 1 << 20;
 
-/// Where administrators' programs lie, `zfs` among them. The PATH of cron's jobs has none of these.
+/// Where administrators' programs are, such as `zfs`. The PATH of cron jobs has none of these.
 const ADMINISTRATORS: [&str; 3] = ["/usr/local/sbin", "/usr/sbin", "/sbin"];
 
-/// The file of a program that is named without a folder: in PATH, else where administrators' programs lie.
+/// Returns the file of a program named without a folder: in PATH, otherwise where administrators' programs are.
 #[must_use]
 pub fn find(program: &OsStr) -> Option<PathBuf> {
     if Path::new(program).components().count() != 1 {
@@ -44,21 +45,21 @@ pub fn find(program: &OsStr) -> Option<PathBuf> {
     })
 }
 
-/// A program that could not be started, or that ended with an error, or nobody knows how.
+/// A program couldn't be started, ended with an error, or it is unknown how it ended.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The program isn't there or may not be run, or not in its folder.
+    /// The program doesn't exist, may not be run, or can't run in its folder.
     #[error("cannot start \"{program}\"{}", in_folder(closed))]
     Start {
         /// The program's name.
         program: String,
-        /// The folder that it was to run in, where its user can't enter that.
+        /// The folder that it was to run in, if its user can't enter that.
         closed: Option<PathBuf>,
         /// The system's reason.
         #[source]
         source: std::io::Error,
     },
-    /// It ran, and what it says or how it ended can't be had; it was killed.
+    /// It ran, but its output or its end couldn't be read; it was killed.
     #[error("cannot follow \"{command}\" to its end")]
     Lost {
         /// The whole command line.
@@ -67,7 +68,7 @@ pub enum CommandError {
         #[source]
         source: std::io::Error,
     },
-    /// It ran and said no.
+    /// It ran and failed.
     #[error("\"{command}\" failed ({status}): {}", without_usage(stderr))]
     Exit {
         /// The whole command line, for people to repeat.
@@ -79,7 +80,7 @@ pub enum CommandError {
     },
 }
 
-/// The program's file; where there is none its name, for the system to say so.
+/// Returns the program's file; if there is none, its name, so that the system reports it.
 fn with_folder(program: &OsStr) -> OsString {
     find(program).map_or_else(|| program.to_owned(), PathBuf::into_os_string)
 }
@@ -88,13 +89,13 @@ fn in_folder(closed: &Option<PathBuf>) -> String {
     closed.as_ref().map_or_else(String::new, |folder| format!(" in \"{}\"", folder.display()))
 }
 
-/// `zfs` prints pages of usage behind its reason.
+/// Removes the pages of usage that `zfs` prints after its reason.
 fn without_usage(stderr: &str) -> &str {
     stderr.split("\nusage:").next().unwrap_or(stderr).trim()
 }
 
 impl CommandError {
-    /// What the program wrote on stderr; empty where it never ran.
+    /// Returns what the program wrote on stderr; empty if it never ran.
     #[must_use]
     pub fn stderr(&self) -> &str {
         match self {
@@ -103,13 +104,13 @@ impl CommandError {
         }
     }
 
-    /// Whether the program ran and said no; else nothing is known of what it would have said.
+    /// Returns whether the program ran and failed; otherwise nothing is known of what it would have said.
     #[must_use]
     pub fn is_answer(&self) -> bool {
         matches!(self, Self::Exit { .. })
     }
 
-    /// What to do about it, where that is known.
+    /// Returns what to do about it, if that is known.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -132,7 +133,7 @@ impl CommandError {
     }
 }
 
-/// In the words of the system and of `zfs receive` (libzfs_sendrecv.c).
+/// Matches the words of the system and of `zfs receive` (libzfs_sendrecv.c).
 fn lacks_space(stderr: &str) -> bool {
     ["out of space", "quota exceeded", "No space left"].iter().any(|words| stderr.contains(words))
 }
@@ -142,11 +143,11 @@ fn lacks_space(stderr: &str) -> bool {
 pub struct Output {
     /// Standard output as text; bytes that aren't UTF-8 are replaced.
     pub stdout: String,
-    /// Standard error likewise, the tail of it.
+    /// The tail of standard error, likewise.
     pub stderr: String,
 }
 
-/// Who a program runs as.
+/// The user that a program runs as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credentials {
     /// User id.
@@ -167,7 +168,7 @@ pub struct Program {
 }
 
 impl Program {
-    /// The program `name`, looked up in PATH unless it is a path.
+    /// Creates the program `name`, looked up in PATH unless it is a path.
     pub fn new(name: impl AsRef<OsStr>) -> Self {
         Self {
             program: name.as_ref().to_owned(),
@@ -179,14 +180,14 @@ impl Program {
         }
     }
 
-    /// One argument more.
+    /// Adds an argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.args.push(arg.as_ref().to_owned());
         self
     }
 
-    /// More arguments.
+    /// Adds arguments.
     #[must_use]
     pub fn args<I, S>(mut self, args: I) -> Self
     where
@@ -197,37 +198,37 @@ impl Program {
         self
     }
 
-    /// Run it as another user, with all its groups, its home and its name (only root can).
+    /// Runs it as another user, with all of that user's groups, home and name (only root can).
     #[must_use]
     pub fn as_user(mut self, credentials: Option<Credentials>) -> Self {
         self.credentials = credentials;
         self
     }
 
-    /// Run it in a folder.
+    /// Runs it in a folder.
     #[must_use]
     pub fn current_dir(mut self, directory: &Path) -> Self {
         self.directory = Some(directory.to_path_buf());
         self
     }
 
-    /// One variable of its environment more. Values aren't shown; a secret doesn't belong there either,
-    /// for others can read it.
+    /// Adds a variable to its environment. Values aren't logged; a secret doesn't belong there either, because others
+    /// can read it.
     #[must_use]
     pub fn env(mut self, name: &'static str, value: impl AsRef<OsStr>) -> Self {
         self.environment.push((name, value.as_ref().to_owned()));
         self
     }
 
-    /// While it runs to its end it has this file, as the standard input that it doesn't read: so an flock(2) on it lasts
-    /// until the program ends, also where this process is killed before.
+    /// Gives it this file until it ends, as the standard input that it doesn't read. So an flock(2) on the file lasts
+    /// until the program ends, even if this process is killed earlier.
     #[must_use]
     pub fn holding(mut self, file: Option<Arc<std::fs::File>>) -> Self {
         self.held = file;
         self
     }
 
-    /// The command line as a person would type it.
+    /// Returns the command line as a person would type it.
     #[must_use]
     pub fn display(&self) -> String {
         std::iter::once(&self.program)
@@ -251,7 +252,7 @@ impl Program {
                 let [first, others @ ..] = user::becoming(ids, known.as_ref());
                 let mut command = Command::new(first);
                 command.args(others).arg(with_folder(&self.program));
-                // They are another's: libpq would look for certificates in root's home.
+                // These belong to another user: libpq would look for certificates in root's home.
                 for name in user::VARIABLES {
                     command.env_remove(name);
                 }
@@ -270,7 +271,7 @@ impl Program {
         command
     }
 
-    /// Refuses a folder that its user can't enter: whoever starts it for that user can.
+    /// Refuses a folder that the program's user can't enter, because the process that starts it can.
     fn check_folder(&self) -> Result<(), CommandError> {
         let folder = self.directory.as_ref().filter(|_| self.credentials.is_some());
         match folder.filter(|folder| self.is_closed(folder)) {
@@ -291,7 +292,7 @@ impl Program {
         Err(CommandError::Exit { command: self.display(), status, stderr: output.stderr })
     }
 
-    /// Runs it to its end and takes what it printed, however it ended.
+    /// Runs it to its end and returns what it printed, however it ended.
     ///
     /// # Errors
     /// When it can't be started.
@@ -316,7 +317,7 @@ impl Program {
         Ok((Output { stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr }, status))
     }
 
-    /// Starts it and leaves it running, both outputs appended to `log`.
+    /// Starts it and leaves it running, with both outputs appended to `log`.
     ///
     /// # Errors
     /// When it can't be started or the log can't be opened.
@@ -333,7 +334,7 @@ impl Program {
             .map_err(|source| self.start_error(source))
     }
 
-    /// Puts it behind `nice` and `ionice`, where asked for.
+    /// Runs it under `nice` and `ionice`, if requested.
     #[must_use]
     pub fn gently(mut self, nice: Option<u8>, idle_disk: Option<bool>) -> Self {
         let mut before: Vec<OsString> = Vec::new();
@@ -354,7 +355,7 @@ impl Program {
         self
     }
 
-    /// Starts it, with its output to be read while it runs.
+    /// Starts it, so that its output can be read while it runs.
     ///
     /// # Errors
     /// When it can't be started.
@@ -364,7 +365,7 @@ impl Program {
         Ok(piped.enlarged())
     }
 
-    /// Starts it, with its input to be written while it runs.
+    /// Starts it, so that its input can be written while it runs.
     ///
     /// # Errors
     /// When it can't be started.
@@ -390,14 +391,14 @@ impl Program {
         CommandError::Start { program, closed, source }
     }
 
-    /// Whether its user can't enter a folder: the system says no to that as it does to the program.
+    /// Checks whether its user can't enter a folder: the system then refuses just as it would refuse the program.
     fn is_closed(&self, folder: &Path) -> bool {
         let asked = Self::new("test").arg("-x").arg(folder).as_user(self.credentials).run();
         asked.is_err_and(|error| error.is_answer())
     }
 }
 
-/// A program that runs at the other end of a pipe. Dropped before its end it is killed.
+/// A program that runs at the other end of a pipe. If dropped early, it is killed.
 #[derive(Debug)]
 pub struct Piped<P> {
     child: Child,
@@ -407,7 +408,7 @@ pub struct Piped<P> {
 }
 
 impl<P> Piped<P> {
-    /// Starts it, with `doing` in the log. Which pipe is the caller's, it says.
+    /// Starts it, with `doing` in the log. The caller says which pipe it uses.
     fn new(
         program: &Program,
         doing: &str,
@@ -429,7 +430,7 @@ impl<P> Piped<P> {
         CommandError::Lost { command: self.command.clone(), source }
     }
 
-    /// Waits for its end; what it said on stderr.
+    /// Waits for its end; returns its status and stderr.
     fn end(mut self) -> Result<(ExitStatus, String), CommandError> {
         let status = self.child.wait().map_err(|source| self.lost(source))?;
         let stderr = self.stderr.take().and_then(|thread| thread.join().ok()).unwrap_or_default();
@@ -453,8 +454,8 @@ impl<P> Piped<P> {
 }
 
 impl<P: std::os::fd::AsFd> Piped<P> {
-    /// Makes room in the pipe, so that both ends work for longer before one waits for the other. What
-    /// the system doesn't give makes it slower and nothing else.
+    /// Enlarges the pipe, so that both ends work for longer before one waits for the other. If the system refuses, it
+    /// is slower and nothing else.
     fn enlarged(self) -> Self {
         if let Some(pipe) = &self.pipe {
             let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE);
@@ -491,7 +492,7 @@ impl<P: Write> Write for Piped<P> {
     }
 }
 
-/// Waits for a child without blocking for longer than `limit`; `None`: it still runs.
+/// Waits for a child without blocking for longer than `limit`; `None` means that it still runs.
 pub fn wait_timeout(child: &mut Child, limit: Duration) -> std::io::Result<Option<ExitStatus>> {
     let deadline = Instant::now() + limit;
     loop {
@@ -505,22 +506,22 @@ pub fn wait_timeout(child: &mut Child, limit: Duration) -> std::io::Result<Optio
     }
 }
 
-/// Ends a program and what it started, and waits for it: first it is asked, then killed.
+/// Ends a program and what it started, and waits for it: first by request, then by killing it.
 ///
 /// # Errors
 /// When it can't be waited for.
 pub fn end_group(child: &mut Child) -> std::io::Result<ExitStatus> {
-    // Its number is its group's, and nobody else's before it is waited for.
+    // Its process id is its group's id, and nobody else's before it is waited for.
     let group = rustix::process::Pid::from_raw(child.id().cast_signed());
     let tell = |signal| group.map(|group| rustix::process::kill_process_group(group, signal));
-    // None may be left.
+    // There may be none left.
     let _ = tell(rustix::process::Signal::TERM);
     std::thread::sleep(Duration::from_millis(200));
     let _ = tell(rustix::process::Signal::KILL);
     child.wait()
 }
 
-/// The end of what a program printed into a file, verbatim but for what isn't UTF-8.
+/// Returns the end of what a program printed into a file, verbatim except for invalid UTF-8.
 #[must_use]
 pub fn tail_of(path: &Path) -> String {
     std::fs::File::open(path).map(read_tail).unwrap_or_default()
@@ -542,14 +543,14 @@ fn read_tail(mut pipe: impl Read) -> String {
     String::from_utf8_lossy(&kept[from..]).into_owned()
 }
 
-/// Whether a variable may open a store, as strata reads them: a program has no use for it.
+/// Checks whether a variable may open a store, as strata reads them: a program has no use for it.
 fn is_of_a_store(name: &OsStr) -> bool {
     ["AWS_", "AZURE_", "GOOGLE_"]
         .iter()
         .any(|of| name.as_encoded_bytes().starts_with(of.as_bytes()))
 }
 
-/// A word as a POSIX shell would need it; for showing commands, never for running them.
+/// Quotes a word as a POSIX shell would need it; for showing commands, never for running them.
 #[must_use]
 pub fn quote(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "@%+=:,./-_".contains(c);
@@ -585,7 +586,7 @@ mod tests {
         let closed = scratch.path().join("closed");
         std::fs::create_dir(&closed).unwrap();
         std::fs::set_permissions(&closed, std::fs::Permissions::from_mode(0o000)).unwrap();
-        // Root may enter all folders, and nobody else may become another.
+        // Root may enter all folders, and nobody else may become another user.
         let is_root = rustix::process::geteuid().is_root();
         let nobody = is_root.then_some(Credentials { uid: 65534, gid: 65534 });
         let error = Program::new("/bin/true").as_user(nobody).current_dir(&closed).run();

@@ -1,5 +1,5 @@
-//! What a long command shows on a terminal while it works; nothing where stderr is none, or where what
-//! is printed is for a program.
+//! Shows progress on a terminal while a long command works; nothing if stderr isn't a terminal, or if the output is
+//! for a program.
 
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -9,43 +9,43 @@ use indicatif::{HumanDuration, MultiProgress, ProgressBar, ProgressState, Progre
 
 static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// From here on nothing is shown: `--json` was asked for.
+/// From here on nothing is shown, because of `--json`.
 pub fn silence() {
     SILENT.store(true, Ordering::Relaxed);
 }
 
-/// A line each for what is done at the same time.
+/// One line for each thing done at the same time.
 #[derive(Debug)]
 pub struct Progress(Option<MultiProgress>);
 
 impl Progress {
-    /// Lines on stderr, where that is a terminal.
+    /// Creates lines on stderr, if that is a terminal.
     #[must_use]
     pub fn on_stderr() -> Self {
         let is_shown = std::io::stderr().is_terminal() && !SILENT.load(Ordering::Relaxed);
         Self(is_shown.then(MultiProgress::new))
     }
 
-    /// Whether anybody sees it.
+    /// Returns whether anybody sees it.
     #[must_use]
     pub fn is_shown(&self) -> bool {
         self.0.is_some()
     }
 
-    /// A line for bytes of which nobody knows how many they will be.
+    /// Adds a line for an unknown number of bytes.
     #[must_use]
     pub fn bytes(&self, what: &str) -> ProgressBar {
         self.line(what, None, "{spinner} {msg}  {bytes} in {elapsed}, {bytes_per_sec}")
     }
 
-    /// A line for bytes that will be `total` in the end, or a little less.
+    /// Adds a line for bytes that will be `total` in the end, or a little less.
     #[must_use]
     pub fn bytes_of(&self, what: &str, total: u64) -> ProgressBar {
         let style = "{spinner} {msg}  {bytes} of {total_bytes} ({percent}%), {bytes_per_sec}{left}";
         self.line(what, Some(total), style)
     }
 
-    /// A line for bytes of which the total is known once the first are told, and which ends with this.
+    /// Adds a line for bytes whose total is known with the first report, and which ends when this value is dropped.
     #[must_use]
     pub fn told<'a>(&'a self, what: &'a str) -> Told<'a> {
         Told { lines: self, what, bar: None }
@@ -63,7 +63,7 @@ impl Progress {
     }
 }
 
-/// A line that is there once there is something to tell.
+/// A line that appears once there is something to report.
 #[derive(Debug)]
 pub struct Told<'a> {
     lines: &'a Progress,
@@ -72,7 +72,7 @@ pub struct Told<'a> {
 }
 
 impl Told<'_> {
-    /// So many of so many bytes are done.
+    /// Reports that `done` of `total` bytes are done.
     pub fn bytes(&mut self, done: u64, total: u64) {
         if total > 0 {
             let bar = || self.lines.bytes_of(self.what, total);
@@ -89,7 +89,7 @@ impl Drop for Told<'_> {
     }
 }
 
-/// How long the rest will take, once there is a rate to tell it from.
+/// Writes how long the rest will take, once there is a rate to estimate it from.
 fn left(state: &ProgressState, to: &mut dyn Write) {
     if state.pos() > 0 {
         let _ = write!(to, ", {:#} left", HumanDuration(state.eta()));

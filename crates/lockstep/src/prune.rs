@@ -1,12 +1,11 @@
-//! `lockstep prune`: sets that no policy keeps are removed, on this host and in each repository apart.
+//! `lockstep prune`: removes sets that no policy keeps, separately on this host and in each repository.
 //!
-//! For each place a plan is made first, by `retention.rs` alone and from what is there; what runs is
-//! that plan, set by set. A place without a policy isn't touched. One place that fails doesn't keep
-//! the others from being pruned.
+//! For each place a plan is made first, by `retention.rs` alone and from what is there. Then that plan runs, set by
+//! set. A place without a policy isn't touched. A failure in one place doesn't keep the others from being pruned.
 //!
-//! What could go wrong: the snapshot that the next increment to a repository starts from is removed,
-//! and all has to be sent again. So the newest set that both have is kept on both sides, and a
-//! repository that can't be asked is believed to have what it was last known to have.
+//! What could go wrong: the snapshot that the next increment to a repository starts from is removed, and everything
+//! has to be sent again. So the newest common set is kept on both sides, and a repository that doesn't answer is
+//! assumed to have what it was last known to have.
 
 mod bookmarks;
 mod chains;
@@ -34,20 +33,20 @@ use crate::words;
 pub use local::overdue;
 pub use remote::Done;
 
-/// What `prune` was asked for.
+/// What `prune` is asked to do.
 #[derive(Debug, Clone, Default)]
 pub struct Request {
     /// Change nothing.
     pub dry_run: bool,
     /// This host's sets.
     pub local: bool,
-    /// These repositories; with neither, this host and all repositories of the cluster.
+    /// These repositories. If neither is given: this host and all repositories of the cluster.
     pub repositories: Vec<String>,
     /// Remove exactly these sets, whatever the policy says; the place has to be named too.
     pub sets: Vec<String>,
-    /// In each repository stop merging after so many bytes of indexes were read.
+    /// In each repository, stop merging after reading this many bytes of indexes.
     pub max_merge_bytes: Option<u64>,
-    /// In each repository, so many bytes of packs that are mostly dead are written anew at most.
+    /// In each repository, the most bytes to rewrite of packs that are mostly dead.
     pub max_repack_bytes: u64,
 }
 
@@ -69,14 +68,14 @@ impl std::fmt::Display for Place {
     }
 }
 
-/// What becomes of a set.
+/// What happens to a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// It is kept, for these reasons.
     Keep(Vec<Reason>),
     /// It is removed.
     Remove,
-    /// It stays although the policy doesn't keep it, or isn't right: that is a problem.
+    /// It stays although the policy doesn't keep it, or it is damaged: either is a problem.
     Left(String),
 }
 
@@ -85,31 +84,31 @@ pub enum Fate {
 pub struct Entry {
     /// Its id.
     pub set: String,
-    /// When it was begun; unknown where its manifest can't be read.
+    /// When it was begun; unknown if its manifest can't be read.
     pub time: Option<Timestamp>,
-    /// What becomes of it.
+    /// What happens to it.
     pub fate: Fate,
-    /// Bytes that only this set has, at least, where that is known.
+    /// The least number of bytes that only this set uses, if known.
     pub bytes: Option<u64>,
 }
 
-/// What would be done at a place.
+/// The plan for a place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// Where.
+    /// The place.
     pub place: Place,
-    /// There is a policy for it; without one there are no entries and nothing is touched.
+    /// Whether there is a policy for it; without one there are no entries and nothing is touched.
     pub configured: bool,
     /// The sets, oldest first.
     pub entries: Vec<Entry>,
-    /// What else should be known: a repository that couldn't be asked.
+    /// Other problems: a repository that didn't answer.
     pub problems: Vec<String>,
-    /// The store's locks on what the kept sets need are prolonged, until then.
+    /// When the extended locks on what the kept sets need will end.
     pub locks_until: Option<Timestamp>,
 }
 
 impl Plan {
-    /// Where sets were named: each has to be there, and one that is needed is a problem.
+    /// If sets were named, each has to be there, and one that is needed is a problem.
     fn insist_on(&mut self, named: &[String]) -> Result<()> {
         if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
             let list = match &self.place {
@@ -141,7 +140,7 @@ impl Plan {
         removed.map(|entry| entry.set.as_str())
     }
 
-    /// Whether something stays that should not, or something couldn't be asked.
+    /// Checks whether something stays that should not, or a repository didn't answer.
     #[must_use]
     pub fn has_problems(&self) -> bool {
         let is_left = |entry: &Entry| matches!(entry.fate, Fate::Left(_));
@@ -149,37 +148,37 @@ impl Plan {
     }
 }
 
-/// How the pruning of a place ended.
+/// The result of pruning a place.
 #[derive(Debug)]
 pub struct Outcome {
-    /// What was planned; what couldn't be removed after all is left in it.
+    /// The plan, including what couldn't be removed after all.
     pub plan: Plan,
-    /// Sets that were removed.
+    /// The sets that were removed.
     pub removed: Vec<String>,
-    /// Of a repository: what was merged and deleted.
+    /// For a repository: what was merged and deleted.
     pub done: Option<Done>,
-    /// Why it ended before all was done; what was done until then counts.
+    /// Why it ended early; what was done until then counts.
     pub error: Option<Error>,
 }
 
 impl Outcome {
-    /// A plan of which nothing was carried out.
+    /// The outcome of a plan that wasn't carried out.
     fn of(plan: Plan) -> Self {
         Self { plan, removed: Vec::new(), done: None, error: None }
     }
 }
 
-/// The places that are meant, and how each ended; the error is that of a place in which nothing was done. Those behind
-/// one that was interrupted are left out.
+/// The places, and how each ended. An error means that nothing was done there. Places after one that was interrupted
+/// are omitted.
 pub type Report = Vec<(Place, Result<Outcome>)>;
 
-/// Prunes. `show` is given each plan before anything of it is done.
+/// Prunes. `show` gets each plan before it is carried out.
 ///
 /// # Errors
-/// When nothing is configured for a place that was named, or somebody else holds the cluster's lock.
+/// When nothing is configured for a place that was named, or another process holds the cluster's lock.
 pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Result<Report> {
     let places = places(cx, request)?;
-    // Before the lock: a repository that doesn't answer must keep no backup from being taken.
+    // Before the lock: a repository that doesn't answer must not hold up backups.
     let asked = match places.contains(&Place::Local) && local::is_asked_for(cx, request) {
         true => in_common::ask_all(cx),
         false => Vec::new(),
@@ -199,13 +198,13 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
         let outcome = match &place {
             Place::Local => local::prune(cx, request, &asked, &mut show),
             Place::Repository(name) => {
-                // A merge may take hours, and backups go on meanwhile: a repository has locks of its own.
+                // A merge may take hours, and backups continue meanwhile: a repository has its own locks.
                 drop(lock.take());
                 remote::prune(cx, name, request, &mut show)
             }
         };
         let outcome = match outcome {
-            // Nothing of it was done.
+            // Nothing was done yet.
             Err(interrupted @ Error::Interrupted { .. }) if report.is_empty() => {
                 return Err(interrupted);
             }
@@ -221,17 +220,17 @@ pub fn run(cx: &Context, request: &Request, mut show: impl FnMut(&Plan)) -> Resu
     Ok(report)
 }
 
-/// The whole ids of sets that were named, each by its id or its beginning. What is nobody's stays as it
-/// is, for the error that names it.
+/// Resolves sets that were named by id or its beginning to whole ids. A name that matches none stays as it is, for
+/// the error that shows it.
 ///
 /// # Errors
-/// Where a beginning is that of several, and for `latest`: the next backup would make it another one.
+/// When a beginning matches several sets, and for `latest`: the next backup would change its meaning.
 fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String>> {
     let whole = |which: &String| {
         if which == "latest" {
             return Err(Error::usage(
                 "prune takes no \"latest\"",
-                "a set that is removed is named by its id or its beginning: another may be the latest by now",
+                "name a set to remove by its id or the beginning of its id: another may be the latest by now",
             ));
         }
         match names::meant(which, ids.iter().map(String::as_str)) {
@@ -246,8 +245,8 @@ fn resolve(place: &Place, named: &[String], ids: &[String]) -> Result<Vec<String
     named.iter().map(whole).collect()
 }
 
-/// What is meant; where something is named that has no policy, that is an error, and where nothing is named and has one, a
-/// warning.
+/// Returns the places to prune. A named place without a policy is an error; if nothing is named and no place has a
+/// policy, that is a warning.
 fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     let retention = &cx.cluster.retention;
     let unknown = |what: String, key: &str| {
@@ -272,7 +271,7 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     if places.is_empty() {
         let has_one = |name: &String| retention.of_repository(name).is_some();
         if retention.local.is_none() && !cx.cluster.repositories.iter().any(has_one) {
-            // As it is before anybody has thought about it: what cron runs each night is no mistake for that.
+            // The state before anybody has thought about it: a nightly cron job shouldn't fail for that.
             let none = unknown(format!("cluster \"{}\"", cx.name), "local");
             tracing::warn!(hint = none.hint(), "{none}; snapshots pile up until a pool is full");
         }

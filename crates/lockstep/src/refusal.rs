@@ -1,4 +1,4 @@
-//! Why Lockstep will not do what it was asked: typed, each naming the thing, exit code 4.
+//! Why Lockstep refuses to do what it was asked: typed, each with the values concerned, exit code 4.
 
 use std::fmt::Display;
 use std::path::PathBuf;
@@ -9,22 +9,22 @@ use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
 
-/// Not consistent, or not safe.
+/// A request that wouldn't be consistent or safe.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Refusal {
-    /// A part lies on something that has no snapshots.
+    /// A part is on something that has no snapshots.
     #[error("{part} lies at \"{}\" on {fs_type} (\"{source_name}\"), which can't be snapshotted", path.display())]
     NotSnapshottable {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
         /// The file system's type.
         fs_type: String,
-        /// What is mounted there.
+        /// The source of the mount.
         source_name: String,
     },
-    /// The dataset that is mounted at a part's place isn't what the part's files lie on.
+    /// The dataset mounted at a part's place isn't what holds the part's files.
     #[error(
         "{part} at \"{}\" should lie on dataset \"{dataset}\" (device {}:{}), and lies on device {}:{}: something else is mounted over it",
         path.display(), expected.0, expected.1, device.0, device.1
@@ -32,24 +32,25 @@ pub enum Refusal {
     HiddenMount {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
-        /// The dataset, by the list of mounts.
+        /// The dataset, according to the list of mounts.
         dataset: String,
-        /// What the file system says of the path, major and minor.
+        /// The device that the file system reports for the path, major and minor.
         device: (u32, u32),
-        /// The dataset's.
+        /// The dataset's device.
         expected: (u32, u32),
     },
-    /// A dataset's place lies on the way to a part, and it isn't mounted there: what is seen is the folder below it.
+    /// A dataset's mount point is on the way to a part, but it isn't mounted there: what is seen is the folder below
+    /// it.
     #[error(
-        "{part} is at \"{}\", and dataset \"{dataset}\", whose place that is, isn't mounted there: what is seen lies on \"{on}\"",
+        "{part} is at \"{}\", where dataset \"{dataset}\" should be mounted, but isn't: what is seen there is on \"{on}\"",
         path.display()
     )]
     NotMounted {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
         /// The dataset.
         dataset: String,
@@ -61,22 +62,22 @@ pub enum Refusal {
     NoVersionFolder {
         /// The part.
         part: PartKind,
-        /// Its path, without links.
+        /// Its path, with links resolved.
         path: PathBuf,
-        /// The folder of this version.
+        /// The folder of this PostgreSQL version.
         expected: String,
     },
     /// A file system is mounted inside a part: its files would be in no snapshot.
     #[error("\"{source_name}\" is mounted at \"{}\", inside {part}: its files are in no snapshot of that part", point.display())]
     NestedMount {
-        /// Where.
+        /// The mount point.
         point: PathBuf,
-        /// What.
+        /// The source of the mount.
         source_name: String,
-        /// Inside which part.
+        /// The part that it is inside of.
         part: PartKind,
     },
-    /// A link in the data directory leads to something that no snapshot of the set has.
+    /// A link in the data directory leads to something that isn't in any snapshot of the set.
     #[error(
         "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",
         path.display(), target.display()
@@ -90,13 +91,13 @@ pub enum Refusal {
     /// No strategy is provably consistent.
     #[error("no strategy is provably consistent here: {}", needed.join("; "))]
     NoStrategy {
-        /// Each strategy and what it lacks.
+        /// Each strategy, and what it lacks.
         needed: Vec<String>,
     },
-    /// The strategy asked for by name can't be.
+    /// The explicitly requested strategy isn't possible.
     #[error("strategy {strategy} is not possible: {why}")]
     NotPossible {
-        /// Which.
+        /// The strategy.
         strategy: Strategy,
         /// Why not.
         why: String,
@@ -110,31 +111,31 @@ pub enum Refusal {
     NoSpace {
         /// The dataset.
         dataset: String,
-        /// What it has.
+        /// Its free space, in bytes.
         available: u64,
         /// `min_free_mib` in bytes.
         needed: u64,
     },
-    /// A snapshot isn't to be had beside a reservation.
+    /// There is no room for a snapshot because of a reservation.
     #[error(
         "dataset \"{dataset}\" has a refreservation: a snapshot of it would need {needed} bytes outside of that, and {left} are left there"
     )]
     Reserved {
         /// The dataset.
         dataset: String,
-        /// What it has, or what is reserved if that is less.
+        /// How much it holds, or how much is reserved if that is less.
         needed: u64,
         /// What is left.
         left: u64,
     },
-    /// The server that answers isn't the one whose files are backed up.
+    /// The server that answers isn't the one whose files are to be backed up.
     #[error("the server at the configured address is another cluster: {difference}")]
     WrongServer {
-        /// What differs, with both values.
+        /// The difference, with both values.
         difference: String,
     },
-    /// The server that answers is of the same cluster, and another one than the one whose files are
-    /// backed up: its primary, or another standby.
+    /// The server that answers belongs to the same cluster, but isn't the one whose files are to be backed up: it is
+    /// its primary, or another standby.
     #[error(
         "the server at the configured address isn't the one that runs in \"{}\": {difference}",
         data_directory.display()
@@ -142,21 +143,21 @@ pub enum Refusal {
     OtherServer {
         /// The configured data directory.
         data_directory: PathBuf,
-        /// What differs, with both values.
+        /// The difference, with both values.
         difference: String,
     },
-    /// The layout changed while the set was taken, at every try.
+    /// The layout changed while the set was taken, at every attempt.
     #[error("the layout changed during the backup, {difference}")]
     LayoutChanged {
         /// What changed.
         difference: String,
     },
-    /// PostgreSQL itself says that the backup can't be (or wasn't) a good one.
+    /// PostgreSQL itself says that the backup can't be, or wasn't, a good one.
     #[error("PostgreSQL refuses the backup: {reason}")]
     ByPostgres {
-        /// Its own words.
+        /// PostgreSQL's own words.
         reason: String,
-        /// Its own hint, where it gave one.
+        /// PostgreSQL's own hint, if it gave one.
         advice: Option<String>,
     },
     /// A standby stopped being one.
@@ -165,20 +166,20 @@ pub enum Refusal {
         /// What pg_control says.
         state: &'static str,
     },
-    /// A standby followed its primary to another timeline, or was promoted to one a moment ago.
+    /// A standby followed its primary to another timeline, or was promoted to one just now.
     #[error("the cluster went from timeline {from} to {to} and has made no checkpoint there")]
     TimelineChanged {
-        /// Where recovery of the set would start.
+        /// The timeline on which recovery of the set would start.
         from: u32,
-        /// Where it would end.
+        /// The timeline on which it would end.
         to: u32,
     },
-    /// The set has to be completed from an archive, and none was named.
-    #[error("set {set} needs WAL that lies in the archive alone: {}", segments.join(", "))]
+    /// The set has to be completed from an archive, and none was given.
+    #[error("set {set} needs WAL that is only in the archive: {}", segments.join(", "))]
     NeedsArchive {
         /// The set.
         set: String,
-        /// Which.
+        /// The segments.
         segments: Vec<String>,
     },
     /// WAL that the set needs is gone.
@@ -188,10 +189,10 @@ pub enum Refusal {
     WalRecycledBeforeFreeze {
         /// The segment.
         needed: String,
-        /// The oldest that is there.
+        /// The oldest segment that is there.
         oldest: String,
     },
-    /// A WAL segment is there and isn't what its name says.
+    /// A WAL segment exists, but isn't what its name says.
     #[error("WAL segment {segment} is damaged: {why}")]
     WalDamaged {
         /// The segment.
@@ -199,21 +200,21 @@ pub enum Refusal {
         /// What is wrong.
         why: String,
     },
-    /// The WAL that lies with a set's data ends before what recovery needs.
+    /// The WAL stored with a set's data ends before recovery has what it needs.
     #[error(
         "the WAL of set {set} isn't whole: recovery reads from {start} to {needed} at least, and segment {missing} isn't in its pg_wal"
     )]
     WalEndsEarly {
         /// The set.
         set: String,
-        /// The first segment that isn't there.
+        /// The first missing segment.
         missing: String,
         /// Where recovery begins.
         start: Lsn,
-        /// How far the data files have come.
+        /// How far the data files have advanced.
         needed: Lsn,
     },
-    /// Snapshots that should be one moment are several.
+    /// Snapshots that should be of one moment aren't.
     #[error("the snapshots aren't of one transaction group: {found}")]
     NotOneTransactionGroup {
         /// Each snapshot's createtxg.
@@ -224,9 +225,9 @@ pub enum Refusal {
     SnapshotMissing {
         /// The set.
         set: String,
-        /// Which.
+        /// The snapshot.
         snapshot: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// The pool of a snapshot isn't imported.
@@ -238,25 +239,25 @@ pub enum Refusal {
         set: String,
         /// The pool.
         pool: String,
-        /// Which snapshot.
+        /// The snapshot.
         snapshot: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
-    /// A snapshot has the right name and is another.
+    /// A snapshot has the right name but is another one.
     #[error(
         "snapshot \"{snapshot}\" isn't the one of set {set}: it has {found}, the set's has {expected}"
     )]
     SnapshotSwapped {
         /// The set.
         set: String,
-        /// Which.
+        /// The snapshot.
         snapshot: String,
-        /// The GUID that the manifest names.
+        /// The GUID in the manifest.
         expected: String,
-        /// That of the one that is there.
+        /// The GUID of the snapshot that is there.
         found: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// A file of the set is gone or changed.
@@ -266,50 +267,50 @@ pub enum Refusal {
         set: String,
         /// What is wrong, with the file.
         why: String,
-        /// Where it is whole still, as far as this host knows.
+        /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
     /// A set can't be read, and the cluster may live on its timeline.
     #[error(
-        "which set is the latest nobody knows: the cluster may have gone on along the timeline of set {set}, which can't be read: {why}"
+        "it is unknown which set is the latest: the cluster may have continued on the timeline of set {set}, which can't be read: {why}"
     )]
     LatestUnknown {
         /// The set that can't be read.
         set: String,
         /// What is wrong with it.
         why: String,
-        /// What is the latest without it.
+        /// The latest set without it.
         found: String,
-        /// Where they are, if not on this host.
+        /// The repository that holds them, if they aren't on this host.
         repository: Option<String>,
     },
-    /// PostgreSQL recovers a cluster with wal_level=minimal as after a crash alone.
+    /// PostgreSQL recovers a cluster with wal_level=minimal only as after a crash.
     #[error(
         "set {set} was taken with wal_level=minimal, so it can only be recovered to the end of its own WAL, and {asked} was asked for"
     )]
     MinimalWal {
         /// The set.
         set: String,
-        /// What was asked.
+        /// What was requested.
         asked: String,
     },
-    /// The recovery target lies before the set is consistent.
+    /// The recovery target is before the point at which the set is consistent.
     #[error(
         "the target {target} lies before the set's consistent point; the earliest possible is {earliest}"
     )]
     TargetBeforeConsistency {
-        /// What was asked.
+        /// The requested target.
         target: String,
-        /// What is possible.
+        /// The earliest possible target.
         earliest: String,
     },
-    /// The place for the restored cluster is in use.
+    /// The folder for the restored cluster is in use.
     #[error("\"{}\" exists and isn't empty", path.display())]
     DirectoryNotEmpty {
         /// The folder.
         path: PathBuf,
     },
-    /// The place for the restored cluster has an older restore.
+    /// The folder for the restored cluster holds an older restore.
     #[error(
         "\"{}\" exists and isn't empty: it holds {} restore of set {set}",
         path.display(), if *is_unfinished { "an unfinished" } else { "a" }
@@ -317,24 +318,24 @@ pub enum Refusal {
     DirectoryHoldsRestore {
         /// The folder.
         path: PathBuf,
-        /// The set, as it was written down there.
+        /// The set, as recorded there.
         set: String,
-        /// It has no pg_control of this name yet.
+        /// Whether its pg_control doesn't have its final name yet.
         is_unfinished: bool,
     },
-    /// What would be received is there.
+    /// The dataset to receive already exists.
     #[error("dataset \"{dataset}\" exists already")]
     DatasetExists {
         /// The dataset.
         dataset: String,
     },
-    /// What a clone of a snapshot would be called is there.
+    /// The name that a clone of a snapshot would get already exists.
     #[error("dataset \"{dataset}\" exists already, and a clone would get its name")]
     CloneExists {
         /// The dataset.
         dataset: String,
     },
-    /// The place lies inside a cluster of the configuration.
+    /// The target is inside a cluster of the configuration.
     #[error("\"{}\" lies inside the {part} of cluster \"{cluster}\" itself", path.display())]
     DirectoryInsideCluster {
         /// The folder.
@@ -344,7 +345,7 @@ pub enum Refusal {
         /// The part.
         part: PartKind,
     },
-    /// What would be filled is, holds, or lies in a part of a cluster of the configuration.
+    /// The target is, contains, or is inside a part of a cluster of the configuration.
     #[error(
         "the restore would fill \"{}\", and \"{}\" is the {part} of cluster \"{cluster}\"",
         path.display(), at.display()
@@ -356,21 +357,21 @@ pub enum Refusal {
         cluster: String,
         /// The part.
         part: PartKind,
-        /// Where that is.
+        /// The path of that part.
         at: PathBuf,
     },
     /// A standby would replay into the folders of its original.
     #[error(
-        "the original runs here, in \"{}\" (process {pid}): on its host a standby that goes on replaying would make each new tablespace in the original's folder",
+        "the original cluster runs on this host, in \"{}\" (process {pid}): a standby here would replay each new tablespace into the original's folder",
         data.display()
     )]
     StandbyBesideOriginal {
         /// The original's data directory.
         data: PathBuf,
-        /// Its server.
+        /// The process id of its server.
         pid: u32,
     },
-    /// `--delta` into a folder that is something else.
+    /// `--delta` into a folder that isn't an older restore of this cluster.
     #[error("\"{}\" isn't an older restore of this cluster: it holds {holds}", path.display())]
     NotAnOlderRestore {
         /// The folder.
@@ -378,7 +379,7 @@ pub enum Refusal {
         /// What was found.
         holds: String,
     },
-    /// `--delta` onto a dataset that is somewhere else.
+    /// `--delta` onto a dataset that is mounted elsewhere.
     #[error(
         "dataset \"{dataset}\" is mounted at \"{}\", and the restore goes to \"{}\"",
         at.display(), place.display()
@@ -388,36 +389,36 @@ pub enum Refusal {
         dataset: String,
         /// Its mount point.
         at: PathBuf,
-        /// The volume's place.
+        /// Where the volume belongs.
         place: PathBuf,
     },
-    /// `--delta` to a folder where another dataset is mounted than the one that would be made.
+    /// `--delta` to a folder where another dataset is mounted than the one to create.
     #[error(
-        "dataset \"{dataset}\" isn't there, and \"{found}\" is mounted at its place \"{}\"",
+        "dataset \"{dataset}\" doesn't exist, and \"{found}\" is mounted where it belongs, at \"{}\"",
         place.display()
     )]
     PlaceOfAnother {
         /// The dataset.
         dataset: String,
-        /// What is mounted in its place.
+        /// What is mounted there instead.
         found: String,
-        /// The volume's place.
+        /// Where the volume belongs.
         place: PathBuf,
     },
-    /// Something of somebody else's is mounted inside what `--delta` writes to and removes from.
+    /// Something that isn't Lockstep's is mounted inside what `--delta` writes to and removes from.
     #[error(
         "\"{source_name}\" is mounted at \"{}\", inside \"{}\", which the restore fills",
         point.display(), place.display()
     )]
     MountedInside {
-        /// What.
+        /// The source of the mount.
         source_name: String,
-        /// Where.
+        /// The mount point.
         point: PathBuf,
-        /// Inside which place.
+        /// The place that it is inside of.
         place: PathBuf,
     },
-    /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas come after.
+    /// `--delta` onto a dataset whose newest snapshot isn't one that the set's deltas can follow.
     #[error(
         "\"{dataset}\" can't be brought to set {set}: its newest snapshot {} {}",
         newest.as_deref().unwrap_or("(it has none)"),
@@ -428,26 +429,26 @@ pub enum Refusal {
         dataset: String,
         /// The set.
         set: String,
-        /// Its newest snapshot.
+        /// The dataset's newest snapshot.
         newest: Option<String>,
-        /// The newest of those that would do.
+        /// The newest snapshot that would do.
         known: Option<String>,
-        /// What the repository has for the set begins with this snapshot, which is younger than the newest.
+        /// The snapshot with which the repository's deltas for the set begin, if it is younger than the newest.
         began: Option<String>,
-        /// It is stored raw.
+        /// Whether it is stored raw.
         is_raw: bool,
     },
-    /// `--delta` to a dataset with a bookmark that no rollback goes over.
+    /// `--delta` to a dataset with a bookmark that a rollback can't pass.
     #[error("\"{bookmark}\" is newer than {snapshot}, to which --delta rolls its dataset back")]
     NewerBookmark {
         /// The bookmark.
         bookmark: String,
-        /// What is rolled back to.
+        /// The snapshot to roll back to.
         snapshot: String,
     },
-    /// `--delta` to a dataset that was received raw and has another key since.
+    /// `--delta` to a dataset that was received raw and whose key has changed since.
     #[error(
-        "the key of \"{dataset}\" was changed: \"{root}\" has it now, and what is received raw brings the original's"
+        "the key of \"{dataset}\" was changed: it is now that of \"{root}\", but a raw stream brings the original's"
     )]
     KeyChanged {
         /// The dataset.
@@ -455,7 +456,7 @@ pub enum Refusal {
         /// Its encryption root.
         root: String,
     },
-    /// `--delta` to a dataset that can't be worked with as it is set.
+    /// `--delta` to a dataset with a property that makes it unusable.
     #[error("dataset \"{dataset}\" has {property}={value}: {why}")]
     SetOtherwise {
         /// The dataset.
@@ -464,12 +465,12 @@ pub enum Refusal {
         property: &'static str,
         /// Its value.
         value: String,
-        /// What --delta does with it.
+        /// Why --delta can't work with it.
         why: &'static str,
         /// The commands that change it.
         commands: String,
     },
-    /// A part of the set is encrypted, and stored so.
+    /// A part of the set is encrypted, and stored like that.
     #[error("\"{dataset}\" is stored raw in set {set}: nobody can look into it without its key")]
     StoredRaw {
         /// The set.
@@ -477,46 +478,47 @@ pub enum Refusal {
         /// The first such dataset.
         dataset: String,
     },
-    /// Received datasets can't be mounted.
+    /// Received datasets can't be mounted, because their keys aren't loaded.
     #[error("what was received can't be mounted, its keys aren't loaded: {}", datasets.join(", "))]
     KeysNotLoaded {
         /// The datasets.
         datasets: Vec<String>,
     },
-    /// What a restore takes from, writes to or makes datasets below is encrypted, and can't be opened.
+    /// A dataset that a restore reads from, writes to or creates datasets below is encrypted, and its key isn't
+    /// loaded.
     #[error(
         "keys aren't loaded, and nothing can be mounted without them: {}", datasets.join(", ")
     )]
     KeysAway {
         /// The datasets.
         datasets: Vec<String>,
-        /// Those whose keys they have.
+        /// The encryption roots whose keys they use.
         roots: Vec<String>,
     },
-    /// Somebody's `zfs receive -s` wasn't finished.
+    /// A `zfs receive -s` that isn't Lockstep's wasn't finished.
     #[error(
-        "a receive into \"{dataset}\" was cut off and can be gone on with: until then it takes no other"
+        "an interrupted receive into \"{dataset}\" can still be resumed: until it is resumed or aborted, the dataset accepts no other"
     )]
     ReceiveBegun {
         /// The dataset.
         dataset: String,
     },
-    /// WAL of an encrypted dataset would be readable to whoever reads the repository.
+    /// WAL of an encrypted dataset would be readable to anyone who can read the repository.
     #[error(
-        "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would lie there in the clear"
+        "the set's WAL was copied out of the encrypted dataset \"{dataset}\", and repository \"{repository}\" has no key: it would be stored there in the clear"
     )]
     WalInTheClear {
-        /// Where pg_wal lies.
+        /// The dataset with pg_wal.
         dataset: String,
         /// The repository.
         repository: String,
     },
-    /// The repository has sets of another cluster in this one's place.
+    /// The repository holds sets of another cluster under this one's name.
     #[error(
         "repository \"{repository}\" has sets of another cluster that is called \"{cluster}\": the newest, {set}, is of system identifier {found}, and this cluster's is {own}"
     )]
     AnotherCluster {
-        /// What both are called.
+        /// The name of both.
         cluster: String,
         /// The repository.
         repository: String,
@@ -524,10 +526,10 @@ pub enum Refusal {
         set: String,
         /// Its system identifier.
         found: SystemIdentifier,
-        /// That of the set that was to be shipped.
+        /// The system identifier of the set to be shipped.
         own: SystemIdentifier,
     },
-    /// Sets would be removed by a policy, and nobody knows of which cluster.
+    /// A policy would remove sets, and nobody knows which cluster they belong to.
     #[error(
         "nobody can tell which sets of repository \"{repository}\" are those of cluster \"{cluster}\": this host has none, and its data directory doesn't say which cluster it is: {why}"
     )]
@@ -539,17 +541,17 @@ pub enum Refusal {
         /// Why pg_control can't be read.
         why: String,
     },
-    /// A repository's `lockstep.json` is gone, and what it is about isn't.
+    /// A repository's `lockstep.json` is gone, but the rest of the repository isn't.
     #[error(
-        "lockstep.json of repository \"{name}\" is gone, and the rest is there: cluster {clusters}"
+        "lockstep.json of repository \"{name}\" is gone, but the rest of the repository is there: cluster {clusters}"
     )]
     HeaderGone {
         /// The repository.
         name: String,
-        /// The clusters that are in it.
+        /// The clusters that it holds.
         clusters: String,
     },
-    /// Not the repository that this host knows under the name.
+    /// It isn't the repository that this host knows under the name.
     #[error(
         "repository \"{name}\" isn't at its URL: this host knows it by the id {id}{}, and {}",
         newest.as_ref().map_or_else(String::new, |set| format!(" (its newest set: {set})")),
@@ -558,14 +560,14 @@ pub enum Refusal {
     RepositoryAway {
         /// The repository.
         name: String,
-        /// The id of what is there.
+        /// The id of the repository that is there.
         found: Option<String>,
-        /// The id that is known.
+        /// The known id.
         id: String,
         /// Its newest set, as far as this host has seen.
         newest: Option<String>,
     },
-    /// A mirror can't be made, or would lose something if it were changed.
+    /// A mirror can't be created, or changing it would lose something.
     #[error("{what}")]
     Mirror {
         /// What stands in the way, with its value.
@@ -576,12 +578,12 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// [`Self::SetDamaged`], where nobody has looked who else has the set.
+    /// Returns [`Self::SetDamaged`] before anybody has checked where else the set is.
     pub(crate) fn damaged(set: impl Display, why: String) -> Self {
         Self::SetDamaged { set: set.to_string(), why, repositories: Vec::new() }
     }
 
-    /// What the reader can do.
+    /// Returns what the reader can do.
     #[must_use]
     pub fn hint(&self) -> String {
         match self {
@@ -589,22 +591,22 @@ impl Refusal {
             Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::NotMounted { dataset, .. } => {
                 let name = quote(dataset);
-                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; where the folder below is what is meant: `zfs set canmount=noauto {name}`")
+                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; if the folder below is the one you want: `zfs set canmount=noauto {name}`")
             }
-            Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; a tablespace that is lost: DROP TABLESPACE".into(),
+            Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; if the tablespace is lost: DROP TABLESPACE".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
-            Self::StrayLink { .. } => "stop the server and put what it leads to in the place of the link; what has to lie elsewhere can be a tablespace: PostgreSQL itself makes links for those and for pg_wal alone".into(),
+            Self::StrayLink { .. } => "stop the server and replace the link with what it points to; data that has to be elsewhere can be a tablespace: PostgreSQL itself makes links only for tablespaces and pg_wal".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),
-            Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; a standby's begins behind a change once a checkpoint of its primary came after that (CHECKPOINT there), and a restartpoint here".into(),
+            Self::LayoutChanged { .. } => "run the backup when no tablespace or database is being created, dropped or moved; after such a change, a backup of a standby needs a checkpoint on the primary (CHECKPOINT there) and then a restartpoint here".into(),
             Self::ByPostgres { advice, .. } => advice.clone().unwrap_or_else(|| "take the backup again once the reason is gone".into()),
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
-            Self::TimelineChanged { .. } => "take it again when a checkpoint was made on the new timeline (CHECKPOINT makes one; on a standby a restartpoint)".into(),
-            Self::NeedsArchive { .. } => "name the way to it with --restore-command".into(),
+            Self::TimelineChanged { .. } => "take the backup again after a checkpoint on the new timeline (CHECKPOINT makes one; on a standby, a restartpoint)".into(),
+            Self::NeedsArchive { .. } => "say with --restore-command how to fetch it".into(),
             Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
@@ -612,12 +614,12 @@ impl Refusal {
             Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
             Self::PoolAway { set, pool, repositories, .. } => {
                 let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
-                format!("`zpool import {}`, and the set is whole again{elsewhere}; where the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
+                format!("`zpool import {}`, and the set is whole again{elsewhere}; if the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
             }
             Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
             Self::SetDamaged { set, repositories, .. } => instead(set, repositories),
-            Self::LatestUnknown { set, found, repository, .. } => format!("name the set: of those that can be read it is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
-            Self::MinimalWal { .. } => "leave it out; a set that leads further needs wal_level = replica, a restart, and a new backup".into(),
+            Self::LatestUnknown { set, found, repository, .. } => format!("name the set: the latest of those that can be read is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
+            Self::MinimalWal { .. } => "leave that out; to recover further, set wal_level = replica, restart the server, and take a new backup".into(),
             Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
             Self::KeysNotLoaded { datasets } => {
@@ -631,14 +633,14 @@ impl Refusal {
             Self::NewerBookmark { bookmark, .. } => format!("destroy it if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to: nothing was changed", quote(bookmark)),
             Self::KeyChanged { .. } => "restore to another --dataset and --to, and leave the copy's key as it is: it has the original's; nothing was changed".into(),
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
-            Self::ReceiveBegun { dataset } => format!("let whoever began it go on; or, if nobody does, give it up with `zfs receive -A {}`", quote(dataset)),
+            Self::ReceiveBegun { dataset } => format!("let the command that began it resume it; or, if nothing will, abort it with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
-            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; where there is none, `lockstep repo init {name} --again` makes it again out of what is there"),
-            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? Where another one is meant: `lockstep repo init {name} --instead-of {id}`"),
+            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"),
+            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `lockstep repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
-            Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "go on with it: the same command with --from repository and --delta; or name an empty folder".into(),
+            Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "continue it: run the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
@@ -646,8 +648,8 @@ impl Refusal {
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
-            Self::NotOnTop { began: Some(_), .. } => "all of the volume was sent anew there (a cold set where tables are unlogged, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
-            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have begun anew".into(),
+            Self::NotOnTop { began: Some(_), .. } => "the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
+            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have started again with a full stream".into(),
             Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
             Self::PlaceOfAnother { dataset, found, .. } => {
                 let leaf = dataset.rsplit_once('/').map_or("", |(_, leaf)| leaf);
@@ -655,12 +657,12 @@ impl Refusal {
                 let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
                 format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
             }
-            Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would write over what lies there, and remove it", quote(&point.display().to_string())),
+            Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }
 
-    /// Whether taking the set once more may help (a race that was lost).
+    /// Checks whether taking the set once more may help (a lost race).
     #[must_use]
     pub fn worth_another_try(&self) -> bool {
         matches!(
@@ -672,7 +674,7 @@ impl Refusal {
     }
 }
 
-/// How a set is restored that isn't whole on this host, where it is in a repository.
+/// Says how to restore a set that isn't whole on this host from a repository that has it.
 #[must_use]
 pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
     let name = repositories.first()?;
@@ -681,16 +683,18 @@ pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
     ))
 }
 
-/// The same, or where it is nowhere else what can be done instead.
+/// The same, or if no repository has it, what can be done instead.
 fn instead(set: &str, repositories: &[String]) -> String {
     elsewhere(set, repositories).unwrap_or_else(|| "restore another set: `lockstep list`".into())
 }
 
-/// Why nothing can be put on top of a dataset's newest snapshot, behind its name.
+/// Says why nothing can be put on top of a dataset's newest snapshot; the text follows that snapshot's name.
 fn not_before(began: Option<&String>) -> String {
     match began {
         Some(began) => {
-            format!("is older than {began}, with which what the repository has for that set begins")
+            format!(
+                "is older than {began}, the snapshot with which the repository's data for that set begins"
+            )
         }
         None => "isn't one of those that the repository has before it".into(),
     }

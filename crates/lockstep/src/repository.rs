@@ -1,4 +1,4 @@
-//! The repository: where sets are kept beyond this host, as deltas of block changes.
+//! The repository: where sets are kept outside this host, as deltas of block changes.
 //!
 //! ```text
 //! lockstep.json                    format, id, encryption; made once, by `repo init`
@@ -6,8 +6,8 @@
 //! clusters/NAME/…                  docs/repository-format.md
 //! ```
 //!
-//! `strata` stores images and knows neither ZFS nor PostgreSQL. Here is what makes an image of a
-//! send stream and a send stream of an image.
+//! `strata` stores images and knows neither ZFS nor PostgreSQL. The code here turns a send stream into an image, and
+//! an image into a send stream.
 
 pub mod check;
 pub mod files;
@@ -44,22 +44,22 @@ pub use format::{Encryption, Format};
 pub use shipped::{Shipped, ShippedVolume};
 pub use stores::store;
 
-/// A cluster's part of a repository, opened.
+/// A cluster's part of an opened repository.
 pub struct Repository {
-    /// Its name in the configuration.
+    /// The repository's name in the configuration.
     pub name: String,
-    /// Its table in the configuration.
+    /// The repository's table in the configuration.
     pub config: RepositoryConfig,
-    /// Its own id.
+    /// The repository's own id.
     pub id: String,
-    /// The cluster's folder in it.
+    /// The cluster's folder in the repository.
     pub strata: strata::Repository,
 }
 
-/// The table of the repository `name`.
+/// Returns the configuration table of the repository `name`.
 ///
 /// # Errors
-/// When there is none of that name.
+/// When there is no repository of that name.
 pub fn config<'a>(cx: &Context<'a>, name: &str) -> Result<&'a RepositoryConfig> {
     cx.repositories.get(name).ok_or_else(|| {
         let known = cx.repositories.keys().cloned().collect::<Vec<_>>().join(", ");
@@ -70,11 +70,12 @@ pub fn config<'a>(cx: &Context<'a>, name: &str) -> Result<&'a RepositoryConfig> 
     })
 }
 
-/// Those of the cluster's repositories that are named, in this order and each once. Others have no place in what is
-/// shipped or pruned: what the next increment to one starts from is kept for the cluster's own alone.
+/// Returns the named repositories, in the given order and each once, if all of them are among the cluster's. Only
+/// these can be shipped to or pruned: the base of the next increment is kept for the cluster's own repositories
+/// alone.
 ///
 /// # Errors
-/// When one isn't among them.
+/// When one isn't among the cluster's repositories.
 pub fn of_cluster(cx: &Context, names: &[String]) -> Result<Vec<String>> {
     let known = &cx.cluster.repositories;
     let Some(other) = names.iter().find(|name| !known.contains(name)) else {
@@ -89,7 +90,7 @@ pub fn of_cluster(cx: &Context, names: &[String]) -> Result<Vec<String>> {
     Err(Error::usage(format!("cluster \"{}\" has no repository \"{other}\"", cx.name), hint))
 }
 
-/// Without those that were there before.
+/// Removes duplicates and keeps the first of each.
 pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
     all.into_iter().fold(Vec::new(), |mut seen, one| {
         if !seen.contains(&one) {
@@ -102,7 +103,7 @@ pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
 /// Opens the repository `name` for the cluster of `cx`.
 ///
 /// # Errors
-/// When there is none of that name, it was never made, or it can't be opened.
+/// When there is none of that name, it was never created, or it can't be opened.
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let config = config(cx, name)?;
     let store = store(config)?;
@@ -114,10 +115,10 @@ pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
 }
 
-/// The repository that is meant: the one named, or the cluster's only one.
+/// Opens the repository that the user means: the one named, or the cluster's only one.
 ///
 /// # Errors
-/// A wrong use where the cluster has none, or several and none is named; see [`open`].
+/// A usage error when the cluster has none, or has several and none is named; see [`open`].
 pub fn open_meant(cx: &Context, name: Option<&str>) -> Result<Repository> {
     let names = &cx.cluster.repositories;
     match (name, names.as_slice()) {
@@ -134,11 +135,11 @@ pub fn open_meant(cx: &Context, name: Option<&str>) -> Result<Repository> {
     }
 }
 
-/// The command that looks for damage, as hints have it where the repository's name isn't known.
+/// The command that looks for damage, as written in hints that don't know the repository's name.
 const CHECK: &str = "`lockstep repo check --read-data`";
 
-/// An error of a restore of the set `which` from the repository `name`: the check is named as it is typed, and other
-/// repositories are that this host has seen the set in.
+/// Completes an error of a restore of the set `which` from the repository `name`: the hint shows the check command as
+/// it is typed, and names the other repositories in which this host has seen the set.
 #[must_use]
 pub fn named(cx: &Context, name: &str, which: Option<&str>, error: Error) -> Error {
     let Error::Failed { what, hint: Some(hint), source } = error else { return error };
@@ -157,8 +158,8 @@ pub fn named(cx: &Context, name: &str, which: Option<&str>, error: Error) -> Err
     Error::Failed { what, hint: Some(hint), source }
 }
 
-/// An error of the repository crate as one of the program's, with its hint. One of the program's own comes back as it
-/// was.
+/// Converts an error of the repository crate into one of this program's, with its hint. An error that was this
+/// program's own to begin with is returned unchanged.
 pub fn of_strata(error: strata::Error) -> Error {
     let error = match error {
         strata::Error::Caller(own) => match own.downcast() {
@@ -196,7 +197,8 @@ fn no_deltas(image: &str, delta: &str) -> Error {
     Error::failed(format!("the chain of \"{image}\" to \"{delta}\" has no deltas"))
 }
 
-/// What a later version wrote, in a form that this one doesn't know: `known` is the newest that it does.
+/// The error for something that a later version wrote in a form unknown to this one; `known` is the newest known
+/// form.
 fn newer_form(what: &str, found: impl std::fmt::Display, known: u32) -> Error {
     Error::failed(format!("{what} has form {found}, this lockstep knows {known}"))
         .with_hint("use the version that wrote it, or a newer one")

@@ -1,16 +1,17 @@
-//! Which sets are kept, and why: a pure function of what is there, a policy and the time.
+//! Decides which sets are kept, and why: a pure function of what is there, a policy and the time.
 //!
-//! The rules are those of restic: each looks at all sets by itself, and a set that any of them keeps
-//! is kept. `last = N` keeps the newest N. `daily = N` keeps the newest set of each of the last N days
-//! that have one (days without a set don't count), and so on. `within` keeps what is younger than so
-//! long before the *newest set*, not before now: where backups have stopped, nothing is removed for
-//! that. So the newest set is kept by every policy.
+//! The rules are those of restic: each looks at all sets by itself, and a set that any of them keeps is kept. `last =
+//! N` keeps the newest N. `daily = N` keeps the newest set of each of the last N days that have one (days without a
+//! set don't count), and so on. `within` keeps what is younger than the given time before the *newest set*, not
+//! before now: if backups have stopped, nothing is removed because of that. So the newest set is kept by every
+//! policy.
 //!
-//! A set that its cluster has left behind ([`crate::set::branches`]) takes no place from one that it lives on: these are
-//! looked at as if there were no others. It is kept itself where the rules keep it among all sets, and so goes in its time.
+//! A set that its cluster has left behind ([`crate::set::branches`]) takes no place from one that the cluster lives
+//! on: the latter are judged as if there were no others. A left set is kept if the rules keep it among all sets, and
+//! so goes in its time.
 //!
-//! What could go wrong: one set with a wrong clock, dated years ahead, would make all others old. A set
-//! from the future is kept, and counts for nothing else. Nor is it the newest, wherever that is asked for ([`newest`]).
+//! What could go wrong: one set with a wrong clock, dated years ahead, would make all others old. So a set from the
+//! future is kept, and counts for nothing else. Nor is it the newest, wherever that is asked for ([`newest`]).
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,17 +23,17 @@ use wildmatch::WildMatch;
 
 use crate::names::SetId;
 
-/// So far the clock of a host that ships to the same repository may be ahead.
+/// How far the clock of another host that ships to the same repository may be ahead.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
 
-/// Whether a set is dated later than now, by its id: the clock of its host was wrong. A pure function.
+/// Checks whether a set is dated in the future, by its id: its host's clock was wrong. A pure function.
 #[must_use]
 pub fn is_ahead(id: &str, now: Timestamp) -> bool {
     SetId::begun_at(id).is_some_and(|begun| begun.duration_since(now) > TOLERANCE)
 }
 
-/// The newest of some sets, by their ids, which sort by time. One that is dated later than now is it only where all are. A
-/// pure function.
+/// Returns the newest of some sets, by their ids, which sort by time. A set dated in the future counts only if all
+/// are. A pure function.
 pub fn newest<S>(
     sets: impl IntoIterator<Item = S>,
     id: impl Fn(&S) -> &str,
@@ -45,7 +46,7 @@ pub fn newest<S>(
     sets.into_iter().max_by(newer)
 }
 
-/// The same order, the newest first. A pure function.
+/// Sorts by the same order, newest first. A pure function.
 #[must_use]
 pub fn newest_first<S>(mut sets: Vec<S>, id: impl Fn(&S) -> &str, now: Timestamp) -> Vec<S> {
     let key = |set: &S| std::cmp::Reverse((!is_ahead(id(set), now), id(set).to_owned()));
@@ -53,8 +54,8 @@ pub fn newest_first<S>(mut sets: Vec<S>, id: impl Fn(&S) -> &str, now: Timestamp
     sets
 }
 
-/// What is wrong with one of the `damaged`, where that would be the newest beside what was `found`: it isn't passed over in
-/// silence. A pure function.
+/// Returns what is wrong with one of the `damaged`, if it would be the newest together with what was `found`: it
+/// isn't skipped silently. A pure function.
 pub fn newest_damaged<I, E>(
     damaged: Vec<(I, E)>,
     found: Option<&str>,
@@ -66,7 +67,7 @@ pub fn newest_damaged<I, E>(
     (newest(found.into_iter().chain([which]), |id| id, now) == Some(which)).then_some(error)
 }
 
-/// What to do about a set that is dated later than now; `place` is that of `prune`.
+/// Says what to do about a set dated in the future; `place` is the place option of `prune`.
 #[must_use]
 pub fn ahead_hint(id: &str, place: &str) -> String {
     format!(
@@ -74,30 +75,31 @@ pub fn ahead_hint(id: &str, place: &str) -> String {
     )
 }
 
-/// What is kept.
+/// Which sets to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policy {
-    /// The newest sets.
+    /// How many of the newest sets.
     pub last: u32,
-    /// What is younger than this before the newest set.
+    /// Sets that are younger than this, counted back from the newest set.
     pub within: Option<Within>,
-    /// The newest set of each of so many hours.
+    /// The newest set of each of this many hours.
     pub hourly: u32,
-    /// Of days.
+    /// The same for days.
     pub daily: u32,
-    /// Of weeks, which begin on Monday.
+    /// The same for weeks, which begin on Monday.
     pub weekly: u32,
-    /// Of months.
+    /// The same for months.
     pub monthly: u32,
-    /// Of years.
+    /// The same for years.
     pub yearly: u32,
-    /// Those whose label or id is like one of these: `*` stands for any text, `?` for any character.
+    /// Sets whose label or id matches one of these: `*` stands for any text, `?` for any character.
     pub keep: Vec<String>,
 }
 
 impl Policy {
-    /// Whether it could remove every set. `keep` alone could: nobody knows what will have such a label.
+    /// Checks whether it could remove every set. `keep` alone could: nobody knows whether any set will have such a
+    /// label.
     #[must_use]
     pub fn keeps_nothing(&self) -> bool {
         self.within.is_none() && self.last == 0 && self.periods().iter().all(|(_, n)| *n == 0)
@@ -138,7 +140,7 @@ impl FromStr for Within {
             return Err(wrong());
         }
         let seconds = digits.parse::<i64>().ok().and_then(|number| number.checked_mul(unit));
-        // A thousand years: beyond that it is a slip of the finger.
+        // More than a thousand years is a typo.
         let seconds = seconds.filter(|s| *s > 0 && *s <= 1000 * 366 * 86_400).ok_or_else(wrong)?;
         Ok(Self { text: text.to_owned(), seconds })
     }
@@ -158,23 +160,23 @@ impl fmt::Display for Within {
     }
 }
 
-/// A period of the calendar.
+/// A calendar period.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {
     /// From :00 to :59.
     Hour,
     /// From midnight to midnight.
     Day,
-    /// From Monday on.
+    /// From Monday to Sunday.
     Week,
-    /// From the first on.
+    /// From the first to the last day of a month.
     Month,
-    /// From January on.
+    /// From January to December.
     Year,
 }
 
 impl Period {
-    /// The rule's name in the configuration.
+    /// Returns the rule's name in the configuration.
     #[must_use]
     pub fn rule(self) -> &'static str {
         match self {
@@ -186,8 +188,8 @@ impl Period {
         }
     }
 
-    /// The period that a moment lies in, so that two moments have the same text where it is the same.
-    /// An hour that the end of summer time gives twice is two.
+    /// Returns the period that contains a moment: two moments in the same period give the same text. The hour that
+    /// occurs twice at the end of summer time counts as two.
     fn of(self, time: Timestamp, zone: &TimeZone) -> String {
         let format = match (self, zone == &TimeZone::UTC) {
             (Self::Hour, true) => "%Y-%m-%d %H:00",
@@ -210,14 +212,14 @@ pub struct Candidate {
     pub time: Timestamp,
     /// Why it has to stay whatever the policy says.
     pub needed: Vec<Reason>,
-    /// Its cluster goes on along another timeline.
+    /// Its cluster continues along another timeline.
     pub is_left: bool,
-    /// What the user called it.
+    /// The label that the user gave it.
     pub label: Option<String>,
 }
 
 impl Candidate {
-    /// Whether a pattern of `keep` means it.
+    /// Checks whether a pattern of `keep` matches it.
     fn is_like(&self, pattern: &str) -> bool {
         let pattern = WildMatch::new(pattern);
         pattern.matches(&self.id)
@@ -232,21 +234,21 @@ pub enum Reason {
     Last(u32),
     /// `within`.
     Within(Within),
-    /// The newest of a period: the rule's, and which.
+    /// The newest of a period: the rule's period, and which one.
     Newest(Period, String),
-    /// `keep`: the pattern that means it.
+    /// `keep`: the pattern that matches it.
     Asked(String),
-    /// It is dated later than now.
+    /// It is dated in the future.
     Future,
-    /// Others were named, to be removed.
+    /// Other sets were named to be removed.
     NotNamed,
     /// The newest set that both this host and this repository have: the next increment starts there.
     CommonWith(String),
-    /// The repository's store lets nobody delete it before.
+    /// The repository's store lets nobody delete it before this time.
     LockedUntil(Timestamp),
-    /// A shipment to the repository of this name works on it.
+    /// A shipment to the repository of this name is working on it.
     BeingShipped(String),
-    /// Its shipment to the repository of this name was interrupted, and the next one goes on with it.
+    /// Its shipment to the repository of this name was interrupted, and the next one will resume it.
     Begun(String),
 }
 
@@ -269,26 +271,26 @@ impl fmt::Display for Reason {
     }
 }
 
-/// What becomes of a set.
+/// What happens to a set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Decision {
     /// Its id.
     pub id: String,
     /// When it was begun.
     pub time: Timestamp,
-    /// Why it is kept; none: it is removed.
+    /// Why it is kept; if empty, it is removed.
     pub reasons: Vec<Reason>,
 }
 
 impl Decision {
-    /// Whether it is kept.
+    /// Returns whether it is kept.
     #[must_use]
     pub fn is_kept(&self) -> bool {
         !self.reasons.is_empty()
     }
 }
 
-/// Decides about each set; oldest first.
+/// Decides about each set; the result is oldest first.
 #[must_use]
 pub fn decide(
     sets: &[Candidate],
@@ -324,7 +326,7 @@ pub fn decide(
         .collect()
 }
 
-/// What each rule keeps of these, the newest first.
+/// Applies each rule to these, newest first.
 fn apply(policy: &Policy, zone: &TimeZone, mut counted: Vec<&mut (&Candidate, Vec<Reason>)>) {
     for (_, reasons) in counted.iter_mut().take(policy.last as usize) {
         reasons.push(Reason::Last(policy.last));
@@ -351,7 +353,7 @@ fn apply(policy: &Policy, zone: &TimeZone, mut counted: Vec<&mut (&Candidate, Ve
     }
 }
 
-/// The same where the sets to be removed are named: all others are kept, and what is needed too.
+/// The same if the sets to remove are named: all others are kept, and so are needed ones.
 #[must_use]
 pub fn decide_named(sets: &[Candidate], named: &[String]) -> Vec<Decision> {
     let decide = |set: &Candidate| {

@@ -1,4 +1,4 @@
-//! What each rule keeps, by example, and all of them together against a naive statement of the rules.
+//! Tests what each rule keeps, by example, and all of them together against a naive statement of the rules.
 
 use super::*;
 
@@ -41,7 +41,7 @@ fn decisions(sets: &[Candidate], text: &str, zone: &TimeZone) -> Vec<Decision> {
     decide(sets, &policy(text), NOW.parse().unwrap(), zone)
 }
 
-/// The kept ones with their reasons.
+/// Returns the kept sets with their reasons.
 fn kept(times: &[&str], text: &str) -> Vec<String> {
     let all = decisions(&sets(times), text, &TimeZone::UTC);
     let words = |decision: &Decision| {
@@ -106,7 +106,7 @@ fn what_is_asked_for_is_kept_by_its_label_or_its_id() {
         reasons("last = 1\nkeep = ['before-*', '2026-11-02T*']"),
         ["keep \"before-*\"", "keep \"2026-11-02T*\"", "", "last 1"]
     );
-    // The whole of it, and each as it is written.
+    // The whole label must match, in its exact case.
     assert_eq!(reasons("last = 1\nkeep = ['before', 'NIGHTLY', '']"), ["", "", "", "last 1"]);
     // It takes no place from the others, and two patterns are one reason.
     assert_eq!(
@@ -117,7 +117,7 @@ fn what_is_asked_for_is_kept_by_its_label_or_its_id() {
 
 #[test]
 fn weeks_months_and_years() {
-    // 2026-01-01 lies in the week that 2025-12-29 began, the first of 2026.
+    // 2026-01-01 is in the week that began on 2025-12-29, the first of 2026.
     let times = ["2024-12-31T00:00:00Z", "2025-12-29T00:00:00Z", "2026-01-01T00:00:00Z"];
     assert_eq!(
         kept(&times, "weekly = 1\nmonthly = 2\nyearly = 5"),
@@ -147,7 +147,7 @@ fn the_calendar_is_that_of_the_time_zone() {
         let all = decisions(&sets(times), text, &zone);
         all.into_iter().filter(Decision::is_kept).map(|decision| decision.id).collect()
     };
-    // One day there, two in UTC.
+    // One day in that zone, two in UTC.
     let times = ["2026-07-01T22:30:00Z", "2026-07-02T21:30:00Z"];
     assert_eq!(ids("daily = 9", &times), ["2026-07-02T21:30:00Z"]);
     assert_eq!(kept(&times, "daily = 9").len(), 2);
@@ -203,7 +203,7 @@ fn what_was_left_behind_takes_no_place_and_goes_in_its_time() {
         "2026-11-22T06:00:00Z",
         "2026-11-23T00:00:00Z",
     ]);
-    // The old host of a failover goes on.
+    // The old host of a failover still runs.
     (all[3].is_left, all[4].is_left) = (true, true);
     let kept = |all: &[Candidate], text: &str| -> Vec<usize> {
         let decided = decisions(all, text, &TimeZone::UTC);
@@ -214,7 +214,7 @@ fn what_was_left_behind_takes_no_place_and_goes_in_its_time() {
     assert_eq!(kept(&all, "daily = 1"), [2, 4]);
     assert_eq!(kept(&all, "daily = 2"), [1, 2, 3, 4]);
     assert_eq!(kept(&all, "within = '7h'"), [2, 4]);
-    // It has ended, and the cluster lives on.
+    // It has stopped, and the cluster lives on.
     all.extend(sets(&["2026-11-23T01:00:00Z", "2026-11-24T01:00:00Z"]));
     assert_eq!(kept(&all, "last = 2"), [5, 6]);
     assert_eq!(kept(&all, "daily = 2"), [5, 6]);
@@ -232,11 +232,11 @@ fn lengths_of_time() {
     }
 }
 
-/// The rules as one would say them: for each set and rule, count what is newer.
+/// The rules as one would state them: for each set and rule, count what is newer.
 fn naive(all: &[Candidate], at: usize, policy: &Policy, now: Timestamp, zone: &TimeZone) -> bool {
     let me = &all[at];
     let key = |set: &Candidate| (set.time, set.id.clone());
-    // For a set that its cluster lives on there are no others.
+    // For a set that its cluster lives on, left sets don't exist.
     let counts = |set: &&Candidate| set.time <= now && (me.is_left || !set.is_left);
     let past: Vec<_> = all.iter().filter(counts).collect();
     let newer: Vec<_> = past.iter().filter(|set| key(set) > key(me)).collect();
@@ -268,7 +268,7 @@ fn every_policy_is_as_the_rules_say_it() {
         let has_left = seed % 2 == 1;
         let all: Vec<_> = (0..random.usize(..60))
             .map(|number| {
-                // Some at one moment, few in the future.
+                // Some at the same moment, a few in the future.
                 let step = [1, 3600][random.usize(..2)];
                 let ago = random.i64(-reach / 40..reach) / step * step;
                 let time = Timestamp::from_second(now.as_second() - ago).unwrap();
@@ -309,7 +309,7 @@ fn every_policy_is_as_the_rules_say_it() {
         {
             assert!(newest.is_kept(), "seed {seed}: the newest is always kept");
         }
-        // What is left is decided alike: a second run removes nothing.
+        // The remaining sets are judged the same way: a second run removes nothing.
         let left: Vec<_> = all
             .iter()
             .filter(|set| decided.iter().any(|d| d.id == set.id && d.is_kept()))

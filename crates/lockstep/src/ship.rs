@@ -1,10 +1,10 @@
-//! Shipping: a set's way from this host into its repositories.
+//! Shipping: takes a set from this host into its repositories.
 //!
-//! Packs and indexes first, the manifest last: it exists, so the set is complete there. What an
+//! Packs and indexes are written first and the manifest last: once it exists, the set is complete there. What an
 //! interrupted shipment stored is used by the next one, or collected by `prune`.
 //!
-//! What could go wrong: a repository that can't be reached must not stop the others, nor make the
-//! set on this host any less.
+//! What could go wrong: a repository that can't be reached must not stop the others, nor make the set on this host
+//! any less good.
 
 pub(crate) mod begun;
 mod full;
@@ -44,36 +44,36 @@ pub use missing::{Missing, missing};
 
 use shipping::Shipping;
 
-/// Bytes of a pack. With two volumes at once, a pack on its way each, and frames in work this is
-/// what bounds the memory.
+/// The size of a pack, in bytes. With two volumes at once, one pack of each under way and the frames being processed,
+/// this bounds the memory.
 const PACK_SIZE: u64 = 24 << 20;
-/// How long another host's lease is waited for.
+/// How long to wait for another host's lease.
 const PATIENCE: Duration = Duration::from_secs(600);
 
-/// How much of a set is sent.
+/// How much of a set to send.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Extent {
     /// What the repository doesn't have yet.
     Increment,
-    /// All of its volumes' content, also where it is there already: deltas that are there are replaced.
+    /// All of its volumes' content, even if it is already there: existing deltas are replaced.
     Full,
 }
 
-/// What became of a set in a repository.
+/// The outcome for a set in a repository.
 #[derive(Debug)]
 pub struct Outcome {
     /// The repository's name.
     pub repository: String,
-    /// The set there, or why it isn't.
+    /// The set there, or why it isn't there.
     pub result: Result<Shipped>,
-    /// It was there already, and nothing was sent.
+    /// Whether it was there already and nothing was sent.
     pub already: bool,
-    /// And what there is to say either way.
+    /// What there is to report either way.
     pub beside: Beside,
 }
 
 impl Outcome {
-    /// Of a set whose manifest can't be read.
+    /// The outcome for a set whose manifest can't be read.
     #[must_use]
     pub fn damaged(repository: &str, error: Error) -> Self {
         Self {
@@ -84,8 +84,8 @@ impl Outcome {
         }
     }
 
-    /// Whether it is there, of what one cluster lives on, every page is right, also of what it may stand on, and all other
-    /// sets are whole there.
+    /// Checks that the set is there and on the timeline its cluster lives on, that every page is right, also in the
+    /// sets it may be based on, and that all other sets are whole there.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
@@ -97,44 +97,44 @@ impl Outcome {
     }
 }
 
-/// What is told of a shipment however it ends.
+/// What is reported of a shipment however it ends.
 #[derive(Debug, Default)]
 pub struct Beside {
-    /// It was there already, whether or not it could be replaced.
+    /// It was there before, whether or not it could be replaced.
     pub was_there: bool,
-    /// An older set whose full shipment had been interrupted, and was finished first.
+    /// An older set whose interrupted full shipment was finished first.
     pub finished_first: Option<Shipped>,
-    /// What failed is the set itself, as far as can be told: the repository may take others.
+    /// As far as can be told, the set itself is the cause of the failure: the repository may accept others.
     pub is_of_the_set: bool,
-    /// The set is there, and of a timeline that its cluster has left.
+    /// Set if the set is there, but on a timeline that its cluster has left.
     pub left: Option<LeftBehind>,
-    /// The set is there, and of a timeline along which two clusters went on.
+    /// Set if the set is there, but on a timeline along which two clusters continued.
     pub apart: Option<Apart>,
     /// Sets of the repository that aren't whole there.
     pub harmed: Vec<Harm>,
 }
 
 impl Beside {
-    /// Looks whether all sets are whole, where that `is_doubtful` or some weren't the last time. What was shipped is there in
-    /// any case.
+    /// Checks that all sets are whole, if that `is_doubtful` or some weren't the last time. In any case, what was
+    /// shipped is there.
     fn look_for_harm(&mut self, cx: &Context, repository: &Repository, is_doubtful: bool) {
         match harm::look(cx, repository, is_doubtful) {
             Ok(harmed) => self.harmed = harmed,
             Err(error) => {
-                tracing::warn!(repository = %repository.name, error = %error.chain(), "whether all sets are whole there nobody knows");
+                tracing::warn!(repository = %repository.name, error = %error.chain(), "can't tell whether all sets are whole there");
             }
         }
     }
 
-    /// Looks whether a set that is there is of a timeline that its cluster has left, or along which another one goes on. It is
-    /// there in any case.
+    /// Checks whether a set that is there is on a timeline that its cluster has left, or along which another one
+    /// continues. In any case, it is there.
     fn look(&mut self, cx: &Context, repository: &Repository, shipped: &Shipped) {
         let (name, set) = (&repository.name, &shipped.manifest.set);
         match repository.branches(cx) {
             Ok(branches) => {
                 for (other, why) in branches.untold() {
                     tracing::warn!(
-                        "repository {name}: set {other} can't be read, and whether the cluster lives on its timeline nobody knows: {why}. {}",
+                        "repository {name}: set {other} can't be read, so it is unknown whether the cluster lives on its timeline: {why}. {}",
                         unread::ways_out(other, Some(name))
                     );
                 }
@@ -142,16 +142,16 @@ impl Beside {
                 self.apart = branches.apart(&shipped.manifest).cloned();
             }
             Err(error) => {
-                tracing::warn!(%set, error = %error.chain(), "it is there, and nobody knows whether its cluster has left its timeline");
+                tracing::warn!(%set, error = %error.chain(), "the set is there, but it is unknown whether its cluster has left its timeline");
             }
         }
     }
 }
 
-/// Ships a set to the repositories named, one after another.
+/// Ships a set to the named repositories, one after another.
 ///
 /// # Errors
-/// Only when it is interrupted; what fails is in the outcomes.
+/// Only when it is interrupted; other failures are in the outcomes.
 pub fn run(
     cx: &Context,
     manifest: &Manifest,
@@ -171,7 +171,7 @@ pub fn run(
     Ok(outcomes)
 }
 
-/// The set there, and whether it was there already.
+/// Returns the set there, and whether it was there already.
 fn ship(
     cx: &Context,
     manifest: &Manifest,
@@ -200,7 +200,7 @@ fn ship(
     beside.is_of_the_set = false;
     let held = Held::take(cx, &repository, PATIENCE)?;
     steps::reached("ship.leased")?;
-    // While the lease was waited for, its holder may have removed the set.
+    // While this host waited for the lease, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
     beside.was_there = there.is_some();
     let doubt = Cell::new(false);
@@ -221,7 +221,7 @@ fn ship(
     let stored = shipping.store_and_publish();
     let stored = stored.map_err(|error| {
         let confirmed = held.confirm();
-        // A store that lists still: the next set's lease tells whether it can be written to.
+        // The store still answers: the next set's lease shows whether it can be written to.
         beside.is_of_the_set = confirmed.is_ok();
         held.blamed(error, confirmed)
     });
@@ -236,11 +236,11 @@ fn ship(
     Ok((shipped, false))
 }
 
-/// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is found out
-/// anew should one come back.
+/// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is
+/// found out again if one comes back.
 ///
 /// # Errors
-/// When it can't be listed or removed.
+/// When these files can't be listed or removed.
 pub(crate) fn forget_former(cx: &Context) -> Result<()> {
     let known = [("seen", ".json"), (known::FOLDER, ".json"), (harm::FOLDER, "")];
     for (folder, end) in [("tags", ""), ("deltas", "")].into_iter().chain(known) {
@@ -256,7 +256,7 @@ pub(crate) fn forget_former(cx: &Context) -> Result<()> {
             if cx.cluster.repositories.iter().any(|own| own == name) {
                 continue;
             }
-            // One that began with another configuration may work on it still.
+            // A command that began with another configuration may still work on it.
             match at_work::lock(cx, name, "prune") {
                 Err(Error::Locked { .. }) => {}
                 lock => {
@@ -269,7 +269,7 @@ pub(crate) fn forget_former(cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Notes that the set is there. That it can't be noted makes it no less so: the next shipment sees it.
+/// Notes that the set is there. If that fails, the set is there all the same, and the next shipment sees it.
 fn note(cx: &Context, shipped: &Shipped, repository: &Repository) {
     let (set, Repository { name, id, .. }) = (&shipped.manifest.set, repository);
     if let Err(error) = notes::note_shipped(cx, set, name, id, shipped.shipped_at) {
@@ -277,7 +277,7 @@ fn note(cx: &Context, shipped: &Shipped, repository: &Repository) {
     }
 }
 
-/// How deltas and packs of this repository are written.
+/// Returns how deltas and packs of this repository are written.
 #[must_use]
 pub fn options(repository: &Repository) -> ImageOptions {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -287,7 +287,7 @@ pub fn options(repository: &Repository) -> ImageOptions {
     ImageOptions { packs, ..ImageOptions::default() }
 }
 
-/// How packs of this repository are written anew of which less than so many percent lives.
+/// Returns how packs of this repository are rewritten in which less than `live_percent` percent is still needed.
 #[must_use]
 pub fn repack_options(repository: &Repository, live_percent: u8, max_bytes: u64) -> RepackOptions {
     let images = options(repository);

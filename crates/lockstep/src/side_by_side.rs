@@ -1,11 +1,11 @@
-//! A few long pieces of work at the same time, and what follows each of them one after the other.
+//! Runs a few long pieces of work at the same time, and what follows each of them one after the other.
 //!
-//! `zfs send` and `zfs receive` take one core and wait in between; with several volumes the others needn't
-//! wait with them. What comes after (names, properties, mounts) is done one volume at a time.
+//! `zfs send` and `zfs receive` take one core and wait in between; with several volumes, the others needn't wait
+//! along. What comes after (names, properties, mounts) is done one volume at a time.
 //!
-//! What could go wrong: too many at once, and the memory isn't bounded any more: so each has a weight,
-//! and what runs together weighs no more than a limit. One fails, and the rest go on for hours for
-//! nothing: they are asked to stop.
+//! What could go wrong: too many run at once, and the memory isn't bounded any more. So each has a weight, and what
+//! runs together weighs no more than a limit. Or one fails, and the rest continue for hours for nothing. So they are
+//! asked to stop.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,24 +15,24 @@ use crate::error::{Error, Result};
 /// A piece of work.
 #[derive(Debug)]
 pub(crate) struct Item<T> {
-    /// What it is asked for by.
+    /// The number by which it is asked for.
     pub index: usize,
-    /// What it weighs. One that weighs more than the limit runs alone.
+    /// Its weight. An item that weighs more than the limit runs alone.
     pub weight: usize,
-    /// It.
+    /// The work itself.
     pub work: T,
 }
 
-/// How much at the same time.
+/// How much runs at the same time.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Items.
+    /// The most items.
     pub items: usize,
-    /// What they weigh together.
+    /// Their greatest total weight.
     pub weight: usize,
 }
 
-/// Where work in progress is waited for.
+/// The handle to wait for work in progress.
 pub(crate) struct Progressing<T, R> {
     state: Mutex<State<T, R>>,
     changed: Condvar,
@@ -40,20 +40,20 @@ pub(crate) struct Progressing<T, R> {
 
 struct State<T, R> {
     waiting: VecDeque<Item<T>>,
-    /// Number and weight of those that run.
+    /// Number and total weight of those that run.
     running: (usize, usize),
-    /// What came of those that have ended well, until it is waited for.
+    /// The results of those that have ended well, until they are waited for.
     done: BTreeMap<usize, R>,
-    /// Why no more is begun, where that isn't the caller's own doing.
+    /// Why no more work is begun, if that isn't the caller's own doing.
     failed: Option<Error>,
     is_over: bool,
 }
 
-/// Does the work with `one`, in the order given, and meanwhile `rest` on this thread; `rest` waits for an
-/// item with [`Progressing::wait`]. `one` asks now and then whether it should stop, by its second argument.
+/// Does the work with `one`, in the given order, and meanwhile `rest` on this thread; `rest` waits for an item with
+/// [`Progressing::wait`]. `one` checks now and then, by its second argument, whether it should stop.
 ///
 /// # Errors
-/// The first of any.
+/// The first error of any of them.
 pub(crate) fn side_by_side<T: Send, R: Send, All>(
     limits: Limits,
     work: Vec<Item<T>>,
@@ -76,7 +76,7 @@ pub(crate) fn side_by_side<T: Send, R: Send, All>(
             scope.spawn(|| progressing.work(limits, &one));
         }
         let rest = rest(&progressing);
-        // Where it failed, what still runs is for nothing.
+        // If it failed, what still runs is for nothing.
         progressing.locked().is_over = true;
         progressing.changed.notify_all();
         rest
@@ -89,19 +89,19 @@ pub(crate) fn side_by_side<T: Send, R: Send, All>(
 }
 
 impl<T, R> Progressing<T, R> {
-    /// Waits until the item is done, and gives what came of it; once.
+    /// Waits until the item is done, and returns its result; only once.
     ///
     /// # Errors
-    /// When it or another failed, which [`side_by_side`] then says, or there is no such item.
+    /// When it or another failed, which [`side_by_side`] then returns, or there is no such item.
     pub(crate) fn wait(&self, index: usize) -> Result<R> {
         let is_waiting = |waiting: &VecDeque<Item<T>>| waiting.iter().any(|it| it.index == index);
         self.wait_until(|done| done.remove(&index), is_waiting)
     }
 
-    /// Waits for whichever is done next, and gives its index and what came of it.
+    /// Waits for whichever item is done next, and returns its index and its result.
     ///
     /// # Errors
-    /// When one failed, which [`side_by_side`] then says, or none is left.
+    /// When one failed, which [`side_by_side`] then returns, or none is left.
     pub(crate) fn wait_any(&self) -> Result<(usize, R)> {
         self.wait_until(BTreeMap::pop_first, |waiting| !waiting.is_empty())
     }
@@ -130,14 +130,14 @@ impl<T, R> Progressing<T, R> {
                 let state = self.locked();
                 state.is_over || state.failed.is_some()
             };
-            // However it ends, its weight goes.
+            // However it ends, its weight is released.
             let mut ending =
                 Ending { of: self, item: item.index, weight: item.weight, result: None };
             ending.result = Some(one(item.work, &should_stop));
         }
     }
 
-    /// The next that may begin; none where nothing is left to do.
+    /// Returns the next item that may begin; none if nothing is left to do.
     fn next(&self, limits: Limits) -> Option<Item<T>> {
         let mut state = self.locked();
         loop {
@@ -161,7 +161,7 @@ impl<T, R> Progressing<T, R> {
     }
 }
 
-/// Says how an item ended, also where its thread panicked.
+/// Reports how an item ended, even if its thread panicked.
 struct Ending<'a, T, R> {
     of: &'a Progressing<T, R>,
     item: usize,
@@ -176,9 +176,9 @@ impl<T, R> Drop for Ending<'_, T, R> {
         state.running.1 = state.running.1.saturating_sub(self.weight);
         match self.result.take() {
             Some(Ok(done)) => drop(state.done.insert(self.item, done)),
-            // What came after has failed and says why: this one only did as it was told.
+            // `rest` has failed and says why: this one only did as it was told.
             Some(Err(_)) if state.is_over => {}
-            // Of those that were asked to stop the first has said why.
+            // Of those that were asked to stop, the first has said why.
             Some(Err(error)) => drop(state.failed.get_or_insert(error)),
             None => {
                 let ended = || Error::failed("a volume's thread ended early; its words are above");
@@ -203,7 +203,7 @@ mod tests {
         weights.iter().enumerate().map(item).collect()
     }
 
-    /// Runs them, each until so many run together; gives the most that did, and their most weight.
+    /// Runs them, each until `together` run at once; returns the most that did, and their greatest weight.
     fn most(limits: Limits, weights: &[usize], together: usize) -> (usize, usize) {
         let meet = Barrier::new(together);
         let (running, weighing) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -215,7 +215,7 @@ mod tests {
             *most = (most.0.max(now), most.1.max(weight));
             drop(most);
             meet.wait();
-            // One more than may be has time to be seen; nothing waits for this.
+            // Gives one too many time to be seen; nothing waits for this.
             std::thread::sleep(Duration::from_millis(5));
             running.fetch_sub(1, Ordering::SeqCst);
             weighing.fetch_sub(weights[index], Ordering::SeqCst);
@@ -233,7 +233,7 @@ mod tests {
         let limits = Limits { items: 2, weight: 10 };
         assert_eq!(most(limits, &[1; 6], 2), (2, 2));
         assert_eq!(most(limits, &[6, 6, 6], 1), (1, 6));
-        // What weighs more than the limit isn't left out, it runs alone.
+        // An item that weighs more than the limit isn't left out: it runs alone.
         assert_eq!(most(limits, &[1, 30, 1], 1), (1, 30));
         assert_eq!(most(limits, &[], 1), (0, 0));
     }
@@ -320,7 +320,7 @@ mod tests {
         let caught = std::panic::catch_unwind(|| {
             side_by_side(limits, items(&[1]), panics, |progressing| progressing.wait(0))
         });
-        // Who waited has gone on, and then the scope passes the panic on.
+        // `wait` has returned, and then the scope passes the panic on.
         let words = caught.unwrap_err();
         assert_eq!(words.downcast_ref::<&str>(), Some(&"a scoped thread panicked"));
         let fine = |_: usize, _: &dyn Fn() -> bool| Ok(());

@@ -1,9 +1,9 @@
-//! The named steps of a command: where it can be interrupted, watched and, in tests, held.
+//! The named steps of a command, at which it can be interrupted, watched and, in tests, held.
 //!
-//! Between two steps nothing is half done that the next start couldn't undo. With the cargo
-//! feature `test-hooks` and `LOCKSTEP_STEPS_DIR` set, a step creates the file `DIR/NAME`, sleeps
-//! `DIR/NAME.delay` milliseconds where that file exists, and waits while `DIR/NAME.hold` exists.
-//! That is how tests kill Lockstep at every step and stretch the time between two snapshots.
+//! Between two steps nothing is half done that the next start couldn't undo. With the cargo feature `test-hooks` and
+//! `LOCKSTEP_STEPS_DIR` set, a step creates the file `DIR/NAME`, sleeps for the milliseconds in `DIR/NAME.delay` if
+//! that file exists, and waits while `DIR/NAME.hold` exists. That is how tests kill Lockstep at every step and
+//! stretch the time between two snapshots.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,8 +11,8 @@ use crate::error::{Error, Result};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// From here on SIGINT and SIGTERM end the command at its next step instead of at once; so does the end
-/// of its terminal (SIGHUP), but where `nohup` has it ignored.
+/// From here on, SIGINT and SIGTERM end the command at its next step instead of at once. So does the end of its
+/// terminal (SIGHUP), unless `nohup` makes it ignored.
 ///
 /// # Errors
 /// When the handler can't be installed.
@@ -30,23 +30,23 @@ pub fn catch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Whether a signal is ignored, by what `/proc/PID/status` says.
+/// Checks whether a signal is ignored, according to `/proc/PID/status`.
 fn ignores(status: &str, signal: i32) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
     mask.is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// From here on a reader that has gone (`lockstep list | head`) ends the command without a word, as
-/// it ends other programs. Only for when nothing but printing is left: until then a closed stderr
-/// must not end a backup half way.
+/// From here on, a reader that goes away (`lockstep list | head`) ends the command silently, as it ends other
+/// programs. Call this only when nothing but printing is left: until then, a closed stderr must not end a backup half
+/// way.
 pub fn end_with_the_reader() {
     let at_once = std::sync::Arc::new(AtomicBool::new(true));
-    // Where the handler can't be had, printing fails as it did before.
+    // If the handler can't be installed, printing fails as it did before.
     let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, at_once);
 }
 
-/// Whether a signal has asked for the end.
+/// Returns whether a signal has asked the command to end.
 #[must_use]
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)
@@ -61,7 +61,7 @@ pub fn reached(name: &str) -> Result<()> {
     passed(name)
 }
 
-/// The same for one of thousands, as of a loop: the log says nothing of it.
+/// The same for one of thousands of steps, such as in a loop: it isn't logged.
 ///
 /// # Errors
 /// [`Error::Interrupted`] when a signal has come since the last step.
@@ -83,7 +83,7 @@ mod hooks {
         let Some(directory) = std::env::var_os("LOCKSTEP_STEPS_DIR").map(PathBuf::from) else {
             return;
         };
-        // A hook that can't be written must not pass for a step that wasn't reached.
+        // A hook that can't be written must not look like a step that wasn't reached.
         if let Err(error) = std::fs::write(directory.join(name), b"") {
             eprintln!("test hook: cannot write {name}: {error}");
         }

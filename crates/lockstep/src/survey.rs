@@ -1,4 +1,4 @@
-//! The facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
+//! Collects the facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -17,22 +17,22 @@ use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::volume::discover::{self, PartPath, discover};
 
-/// How long a standby may take to replay what its primary had written when that was asked.
+/// How long a standby may take to replay what its primary had written when it was asked.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
 
-/// Facts, with the connection they were asked on.
+/// Facts, with the connection on which they were read.
 pub struct Survey {
     /// What is known.
     pub facts: Facts,
-    /// The open connection, where there is one.
+    /// The open connection, if there is one.
     pub client: Option<Client>,
 }
 
 /// Reads everything.
 ///
 /// # Errors
-/// When the disk or ZFS can't be read, a part can't be snapshotted or isn't where its dataset is, a link leads out of
-/// the parts, or the server that answers is another one.
+/// When the disk or ZFS can't be read, a part can't be snapshotted or isn't where its dataset is, a link leads
+/// outside the parts, or the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
@@ -66,7 +66,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
     Ok(Survey { facts, client })
 }
 
-/// Where there is no pg_control, there is no cluster: the configuration leads elsewhere.
+/// Without pg_control there is no cluster: the configuration points elsewhere.
 fn no_cluster(cx: &Context, error: Error) -> Error {
     let directory = cx.cluster.data_directory.display();
     let is_absent = matches!(&error, Error::Io { source, .. }
@@ -76,12 +76,14 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
         false => error,
         true => Error::usage(
             format!("{key} \"{directory}\" isn't a data directory: it has no global/pg_control"),
-            format!("is {key} right, and its dataset mounted? `zfs mount -a` mounts what isn't"),
+            format!(
+                "is {key} right, and its dataset mounted? `zfs mount -a` mounts what isn't mounted"
+            ),
         ),
     }
 }
 
-/// The layout alone.
+/// Reads only the layout.
 ///
 /// # Errors
 /// As [`take`].
@@ -89,7 +91,7 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
     find(cx, &parts(cx, server)?)
 }
 
-/// Where the parts are, as the data directory and the server name them.
+/// Returns where the parts are, according to the data directory and the server.
 ///
 /// # Errors
 /// As [`take`].
@@ -101,7 +103,7 @@ pub fn parts(cx: &Context, server: Option<&ServerFacts>) -> Result<Vec<PartPath>
     instance::parts(data_directory, server)
 }
 
-/// On which datasets they are.
+/// Finds the datasets that hold them.
 ///
 /// # Errors
 /// As [`take`].
@@ -117,7 +119,7 @@ pub fn find(cx: &Context, parts: &[PartPath]) -> Result<Layout> {
     })
 }
 
-/// Where a part isn't there, because the pool that it was on in the newest set isn't imported: what to do.
+/// Says what to do if a part is missing because its pool in the newest set isn't imported.
 fn away(cx: &Context, parts: &[PartPath]) -> Option<String> {
     let newest = cx.state.sets().ok()?.0.pop()?;
     let is_gone = |path: &Path| parts.iter().any(|part| part.path == path && !path.exists());
@@ -130,8 +132,8 @@ fn away(cx: &Context, parts: &[PartPath]) -> Option<String> {
     })
 }
 
-/// Whether the parts are what their datasets hold. Not looked at again after the last snapshot: a dataset that is
-/// mounted or unmounted meanwhile changes the layout.
+/// Checks that the parts' files are on their datasets. This isn't repeated after the last snapshot: mounting or
+/// unmounting a dataset meanwhile changes the layout.
 fn check_places(cx: &Context, layout: &Layout, control: &ControlFile) -> Result<()> {
     discover::check_mounted(&cx.zfs, layout)?;
     // TABLESPACE_VERSION_DIRECTORY in common/relpath.h; CREATE TABLESPACE always makes it.
@@ -142,7 +144,7 @@ fn check_places(cx: &Context, layout: &Layout, control: &ControlFile) -> Result<
         if part.real_path.join(&expected).is_dir() {
             continue;
         }
-        // DROP TABLESPACE takes the folder away before the link.
+        // DROP TABLESPACE removes the folder before the link.
         let links = instance::tablespace_links(&cx.cluster.data_directory)?;
         if links.iter().any(|(known, _)| *known == oid) {
             let path = part.real_path.clone();
@@ -154,8 +156,8 @@ fn check_places(cx: &Context, layout: &Layout, control: &ControlFile) -> Result<
 
 type Answer = (Result<ServerFacts, NoServer>, Option<Client>);
 
-/// A process that isn't seen may run in another PID namespace (a container's): unless pg_control says that
-/// the cluster was shut down, whoever answers at `host` is asked whether it is that one.
+/// Asks the server. One whose process isn't visible may run in another PID namespace (a container's): unless
+/// pg_control says that the cluster was shut down, whatever answers at `host` is asked whether it is this cluster.
 fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answer> {
     let may_run = cx.cluster.host.is_some() && !was_shut_down(control);
     if !is_seen && !may_run {
@@ -174,8 +176,8 @@ fn ask_server(cx: &Context, control: &ControlFile, is_seen: bool) -> Result<Answ
     Ok((Ok(facts), Some(client)))
 }
 
-/// How the server differs that answers at `host` while this cluster is shut down: one that was upgraded, or
-/// moved, leaves a data directory that can be backed up for ever.
+/// Says how the server that answers at `host` while this cluster is shut down differs: after an upgrade or a move,
+/// the old data directory could be backed up forever.
 fn another(cx: &Context, control: &ControlFile) -> Option<String> {
     let mut client = connection::connect(cx.cluster).ok()?;
     let facts = connection::facts(&mut client).ok()?;
@@ -187,13 +189,13 @@ fn another(cx: &Context, control: &ControlFile) -> Option<String> {
             }
             _ => None,
         },
-        // This one, just started: the look at pg_control after the snapshots says so.
+        // This very cluster, just started: the check of pg_control after the snapshots will show it.
         _ => None,
     }
 }
 
-/// Asks the standby's primary how far it is, and the standby whether it is as far. A standby that streams
-/// from another one goes on streaming when their primary is dead.
+/// Asks the standby's primary how far it is, and the standby whether it is as far. A standby that streams from
+/// another one keeps streaming when their primary is dead.
 fn ask_primary(
     cx: &Context,
     standby: &mut Client,
@@ -233,13 +235,13 @@ fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Re
         );
         return Err(Refusal::WrongServer { difference }.into());
     }
-    // A user without pg_read_all_settings sees no data_directory; the identifier has to do then.
+    // A user without pg_read_all_settings sees no data_directory; the identifier has to be enough then.
     if server.data_directory.as_os_str().is_empty() {
         return Ok(());
     }
     let configured = &cx.cluster.data_directory;
     let configured = std::fs::canonicalize(configured).map_err(Error::io("find", configured))?;
-    // A folder that isn't here at all is another host's.
+    // A folder that doesn't exist here at all is on another host.
     if std::fs::canonicalize(&server.data_directory).ok() != Some(configured) {
         let difference = format!(
             "its data_directory is \"{}\", the configured one is \"{}\"",

@@ -1,7 +1,6 @@
-//! A look into a snapshot: its `.zfs` folder, or where this ZFS has none a clone for the moment.
+//! Looks into a snapshot: through its `.zfs` folder or, if this ZFS has none, a temporary clone.
 //!
-//! A clone is named in a journal before it is made, so that whoever starts next removes what a
-//! killed process left.
+//! A clone is recorded in a journal before it is made, so that the next start removes what a killed process left.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -18,7 +17,7 @@ use crate::set::journal::{self, RestoreJournal};
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{CloneSpec, DatasetName, SnapshotName};
 
-/// Looks into snapshots; gone when dropped.
+/// Open views of snapshots; closed when dropped.
 pub struct Views<'a> {
     cx: &'a Context<'a>,
     names: Vec<SnapshotName>,
@@ -27,10 +26,10 @@ pub struct Views<'a> {
 }
 
 impl<'a> Views<'a> {
-    /// Looks into the snapshots.
+    /// Opens views of the snapshots.
     ///
     /// # Errors
-    /// When one can't be looked into.
+    /// When one can't be opened.
     pub fn open(cx: &'a Context<'a>, snapshots: &[SnapshotName]) -> Result<Self> {
         let mut datasets: Vec<_> = snapshots.iter().map(|name| name.dataset.clone()).collect();
         datasets.sort();
@@ -38,7 +37,7 @@ impl<'a> Views<'a> {
         Self::open_in(cx, snapshots, &cx.zfs.mountpoints(&datasets)?)
     }
 
-    /// The same, where it is known where the datasets are mounted.
+    /// The same if it is already known where the datasets are mounted.
     ///
     /// # Errors
     /// As [`Self::open`].
@@ -57,14 +56,14 @@ impl<'a> Views<'a> {
         Ok(views)
     }
 
-    /// Where the snapshot's root is, if it is one of those that are looked into.
+    /// Returns where the snapshot's root is, if there is a view of it.
     #[must_use]
     pub fn path(&self, snapshot: &SnapshotName) -> Option<&Path> {
         let at = self.names.iter().position(|name| name == snapshot)?;
         self.paths.get(at).map(PathBuf::as_path)
     }
 
-    /// All of them, to be asked by threads.
+    /// Returns all of them, for use by several threads.
     #[must_use]
     pub fn paths(&self) -> BTreeMap<SnapshotName, PathBuf> {
         self.names.iter().cloned().zip(self.paths.iter().cloned()).collect()
@@ -93,7 +92,7 @@ impl<'a> Views<'a> {
             let entry = RestoreJournal {
                 id: id.clone(),
                 datasets: needed.iter().map(|(_, dataset, _)| dataset.clone()).collect(),
-                // No server runs in a view; a clone's postmaster.pid is that of the live one.
+                // No server runs in a view; the postmaster.pid in a clone is the live server's.
                 data: folder.join("no-server"),
                 places: needed
                     .iter()
@@ -147,8 +146,8 @@ impl Drop for Views<'_> {
     }
 }
 
-/// `.zfs/snapshot/NAME`, where this ZFS has it. All snapshots of a set have one name, and another dataset may be mounted
-/// at the place by now: so what is seen there has to be this snapshot.
+/// Returns `.zfs/snapshot/NAME`, if this ZFS has it. All snapshots of a set have one name, and another dataset may be
+/// mounted there by now, so what is visible there has to be this snapshot.
 fn hidden_folder(mountpoint: Option<&PathBuf>, name: &SnapshotName) -> Result<Option<PathBuf>> {
     let Some(mountpoint) = mountpoint else { return Ok(None) };
     let folder = mountpoint.join(".zfs/snapshot").join(&name.name);
@@ -160,7 +159,7 @@ fn hidden_folder(mountpoint: Option<&PathBuf>, name: &SnapshotName) -> Result<Op
             Ok(is_it.then_some(folder))
         }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        // In a mount namespace of its own (a container's) the mount that ZFS makes for it isn't seen.
+        // In a mount namespace of its own (a container's), the mount that ZFS makes for it isn't visible.
         Err(e) if e.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => Ok(None),
         Err(e) => Err(Error::io("look into", &folder)(e)),
     }
@@ -178,7 +177,7 @@ mod tests {
         assert_eq!(hidden_folder(Some(&mountpoint), &name).unwrap(), None, "there is none");
         let folder = mountpoint.join(".zfs/snapshot");
         std::fs::create_dir_all(&folder).unwrap();
-        // "Too many levels of symbolic links" is what the kernel says of an automount that it can't make here.
+        // The kernel reports "Too many levels of symbolic links" for an automount that it can't make here.
         std::os::unix::fs::symlink("lockstep-1", folder.join("lockstep-1")).unwrap();
         assert_eq!(hidden_folder(Some(&mountpoint), &name).unwrap(), None);
         std::fs::remove_file(folder.join("lockstep-1")).unwrap();

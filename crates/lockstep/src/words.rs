@@ -19,7 +19,7 @@ pub fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-/// A few of many, for a hint.
+/// Names a few of many, for a hint.
 #[must_use]
 pub fn a_few(all: &[String]) -> String {
     const FEW: usize = 6;

@@ -241,11 +241,9 @@ fn a_cold_set_without_its_wal_is_none() {
         must(&mut command("mv", [pg_wal.join(name), aside.join(name)]));
     }
     let refused = fixture.lockstep().expect(exit::REFUSED, &["backup"]);
-    for word in [
-        "isn't whole",
-        &names.iter().min().expect("one")[..],
-        "look whether all of pg_wal is there",
-    ] {
+    for word in
+        ["isn't whole", &names.iter().min().expect("one")[..], "check that all of pg_wal is there"]
+    {
         assert!(refused.stderr.contains(word), "no {word:?}: {}", refused.describe());
     }
     assert_clean(&fixture);
@@ -289,7 +287,7 @@ fn a_tablespace_whose_dataset_is_not_mounted_is_refused() {
         assert!(sets.iter().all(|set| lockstep.sets().contains(set)), "{sets:?} were pruned");
     };
     let not_mounted =
-        [&*format!("dataset \"{dataset}\""), "isn't mounted there", "tablespace late"];
+        [&*format!("dataset \"{dataset}\""), "should be mounted, but isn't", "tablespace late"];
     said(&[&not_mounted[..], &["hint: ", "zfs mount"]].concat());
     // A folder from the time before the dataset looks right.
     let version = fs::read_dir(fixture.tablespace("ts1")).expect("a tablespace").flatten().next();

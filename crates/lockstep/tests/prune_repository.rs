@@ -552,12 +552,12 @@ fn a_full_folder_gets_room_again() {
     fs::write(&reserve, "").expect("it can be cut off");
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
-    assert_said(&failed, &["No space left on device", "not even the lease fits"]);
+    assert_said(&failed, &["No space left on device", "there isn't even room for the lease"]);
     // A folder that was full before anything was reserved.
     assert!(!reserve.exists());
     fill();
     let failed = lockstep.expect(exit::FAILED, &prune);
-    assert_said(&failed, &["No space left on device", "not even the lease fits"]);
+    assert_said(&failed, &["No space left on device", "there isn't even room for the lease"]);
     let shipped = lockstep.expect(exit::PROBLEMS, &["backup"]);
     assert_said(&shipped, &["No space left on device", "lockstep prune"]);
     let file = fs::File::options().write(true).open(at.join("filler")).expect("it is there");

@@ -193,7 +193,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     fs::write(pretended.folder.join("inherits"), "").expect("it can be written");
     for more in [&["--dry-run"][..], &[]] {
         let outcome = lockstep.expect(exit::REFUSED, &[&again[..], more].concat());
-        let said = format!("the key of \"{data}\" was changed: \"{parent}\" has it now");
+        let said = format!("the key of \"{data}\" was changed: it is now that of \"{parent}\"");
         assert!(outcome.stderr.contains(&said), "{}", outcome.describe());
         assert_eq!((&*property(&data, "mounted"), &*property(&data, "canmount")), ("yes", "on"));
     }
@@ -204,7 +204,7 @@ fn a_raw_volume_goes_and_comes_back_with_its_key() {
     let newer = [&newer[..], &["--dataset", parent, "--delta"]].concat();
     let outcome = lockstep.expect(exit::REFUSED, &newer);
     assert!(
-        outcome.stderr.contains("with which what the repository has"),
+        outcome.stderr.contains("the snapshot with which the repository's data"),
         "{}",
         outcome.describe()
     );

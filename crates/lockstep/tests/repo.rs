@@ -235,7 +235,7 @@ fn a_signal_ends_a_check_and_what_was_found_is_said() {
         let ended = program.wait(Duration::from_secs(60));
         assert_eq!(ended.code, Some(130), "{}", ended.describe());
         assert!(ended.stdout.contains("sets/a.json"), "{}", ended.describe());
-        says(&ended, &["interrupted", "begins anew"]);
+        says(&ended, &["interrupted", "starts from the beginning"]);
         match arguments.contains(&"--json") {
             true => assert_eq!(json_of(&ended)["repositories"][0]["partial"], true),
             false => assert!(ended.stdout.contains("partial"), "{}", ended.describe()),
@@ -684,7 +684,7 @@ fn a_key_that_may_open_something_is_not_useless() {
     assert!(said(&format!("key \"{ours}\" opens another data key")), "{}", checked.describe());
     assert!(!said("of no use"), "{}", checked.describe());
     let removed = lockstep.expect(exit::USAGE, &["repo", "key", "remove", ours]);
-    says(&removed, &["opens another data key", "put the old one back"]);
+    says(&removed, &["opens another data key", "put the old lockstep.json back"]);
     // Even once the set is given up, as long as one of its descriptors exists.
     lockstep.run(&["repo", "check", "--repair"]);
     let manifest = folder.join(format!("clusters/main/sets/{set}.json"));

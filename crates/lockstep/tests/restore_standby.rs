@@ -228,7 +228,8 @@ fn what_can_t_be_a_standby_is_refused_before_anything_is_made() {
         assert!(!to.exists(), "{more:?}: {}", outcome.describe());
         outcome
     };
-    let beside = ["the original runs here", "hint: make the standby on another host"];
+    let beside =
+        ["the original cluster runs on this host", "hint: make the standby on another host"];
     refused(&lockstep, exit::REFUSED, &["--standby", "--primary", &from], &beside);
     // Whatever the configuration names, the set says where it was taken.
     refused(&host, exit::REFUSED, &["--standby", "--primary", &from], &beside);

@@ -160,8 +160,11 @@ fn a_cold_set_with_an_unlogged_table_begins_a_new_chain() {
     let to = directory.to_str().expect("UTF-8");
     let arguments = ["restore", &second.id, "--to", to].into_iter().chain(more);
     let refused = prepared.lockstep.expect(exit::REFUSED, &arguments.collect::<Vec<_>>()).stderr;
-    let older = format!("@lockstep-{} is older than lockstep-{}, with which", first.id, second.id);
-    for words in [older.as_str(), "was sent anew", "leave out --delta"] {
+    let older = format!(
+        "@lockstep-{} is older than lockstep-{}, the snapshot with which",
+        first.id, second.id
+    );
+    for words in [older.as_str(), "was sent there again", "leave out --delta"] {
         assert!(refused.contains(words), "{words}: {refused}");
     }
     discard(&prepared.fixture, &directory, &parent);

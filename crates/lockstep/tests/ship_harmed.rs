@@ -122,7 +122,7 @@ fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
     let outcome =
         harmed.lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "label"]);
     let name = pack.file_name().and_then(|name| name.to_str()).expect("names are ASCII");
-    for words in ["not whole, and not built upon", name, "is gone"] {
+    for words in ["not whole, so nothing new is based on it", name, "is gone"] {
         assert!(outcome.stderr.contains(words), "{words:?}: {}", outcome.describe());
     }
     let third = Set::of(&json_of(&outcome));

@@ -257,7 +257,7 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let latest = ["show", "latest", "--from", "repository"];
     let named = format!("lockstep prune --repository {NAME} --set {living}");
     let refused = fresh.expect(exit::REFUSED, &latest);
-    assert_said(&refused, &[&living, "which set is the latest nobody knows", left, &named]);
+    assert_said(&refused, &[&living, "it is unknown which set is the latest", left, &named]);
     fresh.expect(exit::REFUSED, &[&plan[..], &["latest"]].concat());
     fresh.expect(exit::DONE, &[&plan[..], &[left]].concat());
     assert_said(&old.expect(exit::FAILED, &latest), &[&living, "damaged"]);
@@ -265,7 +265,7 @@ fn what_the_old_host_of_a_failover_takes_is_left_behind() {
     let shipped = old.expect(exit::DONE, &["ship", left]);
     assert_said(&shipped, &[&living, "can't be read", &named]);
     let checked = old.expect(exit::PROBLEMS, &["check"]);
-    let said = format!("set {living} can't be read, and which set is `latest` nobody knows");
+    let said = format!("set {living} can't be read, so it is unknown which set is `latest`");
     assert!(checked.stdout.contains(&said), "{}", checked.describe());
 }
 
@@ -449,7 +449,10 @@ fn who_stood_still_publishes_nothing_that_is_not_whole() {
         let complete = json_of(&outcome)["repositories"][0]["complete"] == true;
         assert_eq!(complete, !is_collected, "{}", outcome.describe());
         if is_collected {
-            assert_said(&outcome, &["was collected by another host", "is gone", "was taken back"]);
+            assert_said(
+                &outcome,
+                &["was collected by another host", "is gone", "its manifest was withdrawn"],
+            );
             let there = Manifest::list(&repository).expect("a list");
             assert_eq!(there, std::slice::from_ref(&old));
         }
@@ -478,7 +481,7 @@ fn who_stood_still_waits_for_nobody_to_take_back_what_is_not_whole() {
     assert!(collected.expect("it can be collected").deleted.len() > 10);
     ours.release("ship.publishing");
     let outcome = backup.wait(Duration::from_secs(120));
-    assert_said(&outcome, &["was collected by another host", "was taken back"]);
+    assert_said(&outcome, &["was collected by another host", "its manifest was withdrawn"]);
     let there = || Manifest::list(&repository).expect("a list");
     assert_eq!(there(), std::slice::from_ref(&old));
     other.release(now()).expect("it is ours");

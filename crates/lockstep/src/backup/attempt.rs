@@ -1,4 +1,4 @@
-//! One try at a set: the plan's steps, run in order, and their undoing.
+//! One attempt at a set: the plan's steps, run in order, and how they are undone.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,7 @@ use crate::volume::zfs::{DatasetName, SnapshotName};
 /// How long an `ordered` backup waits for a checkpoint that is under way.
 const CHECKPOINT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// A try.
+/// An attempt at a set.
 pub(super) struct Attempt<'a> {
     pub(super) cx: &'a Context<'a>,
     pub(super) request: &'a Request,
@@ -48,23 +48,23 @@ pub(super) struct Attempt<'a> {
     pub(super) stopped: Option<Stopped>,
     /// The floor's LSN and the server's time.
     pub(super) floor: Option<(Lsn, jiff::Timestamp)>,
-    /// `ordered` on a standby: the label made from the first pg_control.
+    /// For `ordered` on a standby: the label made from the first pg_control.
     pub(super) own_label: Option<BackupLabel>,
-    /// `ordered` on a standby: pg_control after the last snapshot of data.
+    /// For `ordered` on a standby: pg_control after the last snapshot of data.
     pub(super) last_control: Option<ControlFile>,
     /// The snapshots taken, with the number of their group.
     pub(super) taken: Vec<(usize, SnapshotName, u32)>,
-    /// A snapshot carries backup_label as a property.
+    /// Whether a snapshot carries backup_label as a property.
     pub(super) labelled: bool,
-    /// A standby: how far it had replayed behind the last snapshot of data.
+    /// On a standby: how far it had replayed after the last snapshot of data.
     pub(super) replayed: Option<Lsn>,
-    /// A primary: which databases were being removed then.
+    /// On a primary: which databases were being removed at that time.
     pub(super) removals: Removals,
     /// The set's own WAL.
     pub(super) wal: SetWal,
     pub(super) seconds: Seconds,
     first_snapshot: Option<Instant>,
-    /// When the last snapshot was there, by this host's clock, which is the server's too.
+    /// When the last snapshot existed, by this host's clock, which is also the server's.
     pub(super) last_snapshot_at: jiff::Timestamp,
 }
 
@@ -153,7 +153,7 @@ impl<'a> Attempt<'a> {
         Ok(manifest)
     }
 
-    /// Undoes what this try made. What can't be undone now stays in the journal for the next start.
+    /// Undoes what this attempt made. What can't be undone now stays in the journal for the next start.
     pub(super) fn undo(&mut self) {
         // Closing the connection ends backup mode and drops the temporary slot.
         self.survey.client = None;
@@ -186,16 +186,16 @@ impl<'a> Attempt<'a> {
                 self.wait_for_checkpoint(reserved)?;
             }
             Ok(_) => {}
-            // Without a slot the set is still right or refused: its WAL is looked for at the end.
+            // Without a slot, the set is still either right or refused: its WAL is checked at the end.
             Err(error) => tracing::warn!(error = %error.chain(), "going on without a slot"),
         }
         steps::reached("backup.slot")
     }
 
-    /// Recovery will start at pg_control's redo point, and the slot keeps the WAL from `reserved`:
-    /// where a checkpoint is under way, pg_control is behind until it is done, and what it points
-    /// at isn't kept. A checkpoint that takes long is not waited for: then the WAL from the one
-    /// before is in nobody's way, and is looked for at the end as always.
+    /// Recovery will start at pg_control's redo point, and the slot keeps the WAL from `reserved` on. While a
+    /// checkpoint is running, pg_control is outdated until it is done, and the WAL that it points at isn't kept. A
+    /// checkpoint that takes long isn't waited for: it removes no WAL before it is done, and the WAL is checked at the
+    /// end as always.
     fn wait_for_checkpoint(&mut self, reserved: Lsn) -> Result<()> {
         let deadline = Instant::now() + CHECKPOINT_PATIENCE;
         loop {
@@ -236,7 +236,7 @@ impl<'a> Attempt<'a> {
             ("lockstep:state", TAKING.to_owned()),
         ];
         properties.extend(certify::words(self));
-        // The first one that is taken once the label is known carries it, which costs nothing.
+        // The first snapshot taken after the label is known carries it, which costs nothing.
         let labels = if self.labelled { Vec::new() } else { certify::label_properties(self) };
         let labelled = self.labelled || !labels.is_empty();
         properties.extend(labels);
@@ -248,9 +248,9 @@ impl<'a> Attempt<'a> {
         steps::reached(&format!("backup.after-snapshot-{order}"))
     }
 
-    /// Recovery of an atomic set starts where the snapshot's own pg_control says, and a checkpoint may
-    /// have come since the survey. One that is still the last one now is the snapshot's too; else the
-    /// snapshot is looked into. Where that fails the set is no less: whoever uses it looks again.
+    /// Recovery of an atomic set starts where the snapshot's own pg_control says, and there may have been a
+    /// checkpoint since the survey. If the survey's checkpoint is still the last one now, it is the snapshot's too;
+    /// otherwise the snapshot is looked into. If that fails, the set is still good: whoever uses it looks again.
     fn take_frozen_control(&mut self) {
         let same = |a: &ControlFile, b: &ControlFile| {
             (a.checkpoint, &a.checkpoint_copy) == (b.checkpoint, &b.checkpoint_copy)
@@ -288,7 +288,7 @@ impl<'a> Attempt<'a> {
             survey::find(self.cx, &parts)
         });
         let later = match later {
-            // A link whose place is gone is a tablespace in the middle of being dropped.
+            // A link whose target is gone is a tablespace that is just being dropped.
             Err(Error::Io { path, source, .. })
                 if source.kind() == std::io::ErrorKind::NotFound =>
             {
@@ -301,7 +301,7 @@ impl<'a> Attempt<'a> {
         }
         if let Some(client) = self.survey.client.as_mut() {
             session::hear(client)?;
-            // The server's own list, in case a link is a moment behind it.
+            // The server's own list, in case a link is slightly behind it.
             let tablespaces = connection::tablespaces(client)?;
             session::hear(client)?;
             if let Some(difference) = unlike(before, &tablespaces) {
@@ -335,7 +335,7 @@ impl<'a> Attempt<'a> {
             let gone = standby::missing(&pg_wal, identity, &needed);
             if !gone.is_empty() {
                 let Err(refusal) = wal::check(&pg_wal, identity, &gone) else {
-                    return Err(Error::failed("pg_wal changes under the backup"));
+                    return Err(Error::failed("pg_wal keeps changing during the backup"));
                 };
                 self.wal_from_elsewhere(&gone, refusal)?;
                 here.retain(|segment| !gone.contains(segment));
@@ -357,8 +357,8 @@ impl<'a> Attempt<'a> {
         steps::reached("backup.wal")
     }
 
-    /// A promotion whose checkpoint is still to come: recovery would begin on the old timeline and end
-    /// on the new one, and an `ordered` set names the segments of one alone.
+    /// Checks for a promotion whose checkpoint is still to come: recovery would begin on the old timeline and end on
+    /// the new one, and an `ordered` set names only the segments of one timeline.
     fn check_one_timeline(&self, now: &ControlFile) -> Result<()> {
         let from = self.control().checkpoint_copy.timeline.get();
         let to = now.checkpoint_copy.timeline.get().max(now.min_recovery_point_timeline);
@@ -385,7 +385,7 @@ impl<'a> Attempt<'a> {
         Ok(())
     }
 
-    /// No step of `cold` looks for WAL, and pg_wal's dataset may not be mounted where nobody uses it.
+    /// No step of `cold` checks for WAL, and pg_wal's dataset may be unmounted if nobody uses it.
     fn check_own_wal(&self, manifest: &Manifest) -> Result<()> {
         let data = &self.cx.cluster.data_directory;
         let found = FrozenWal::find(manifest, data.join("pg_wal"), Some(&data.join(PG_CONTROL)));
@@ -394,7 +394,7 @@ impl<'a> Attempt<'a> {
                 Refusal::NotPossible {
                     strategy: self.plan.strategy,
                     why: refusal.to_string(),
-                    needed: "look whether all of pg_wal is there and its dataset mounted; a server that is started and shut down cleanly has what it needs".into(),
+                    needed: "check that all of pg_wal is there and its dataset is mounted; once it was started and shut down cleanly, the server has what it needs".into(),
                 }
                 .into()
             }
@@ -402,7 +402,7 @@ impl<'a> Attempt<'a> {
         })
     }
 
-    /// Where recovery starts.
+    /// Returns where recovery starts.
     pub(super) fn start_lsn(&self) -> Lsn {
         match &self.stopped {
             Some(stopped) => stopped.label.start_lsn,
@@ -410,7 +410,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The first and the last byte of WAL that has to be looked for: what recovery to the floor needs.
+    /// Returns the first and the last byte of WAL to check for: what recovery to the floor needs.
     pub(super) fn wal_range(&self) -> Result<(Lsn, Lsn)> {
         let end = match (&self.stopped, self.floor) {
             (Some(stopped), _) => stopped.stop_lsn,
@@ -420,12 +420,12 @@ impl<'a> Attempt<'a> {
         Ok((self.start_lsn(), end))
     }
 
-    /// Without a floor recovery goes on to the end of what was frozen, and nobody knows where that is.
-    /// A checkpoint removes segments in the order in which the folder lists them, which on ZFS isn't
-    /// that of their names: the one that recovery starts in may be there still, and later ones be gone.
-    /// But it removes only what lies before its redo point, and pg_control names that first
-    /// (CreateCheckPoint in xlog.c). So what was removed by the freeze lies before the redo point that
-    /// pg_control has behind it, and all that comes then was there.
+    /// Without a floor, recovery continues to the end of what was frozen, and nobody knows where that is. A
+    /// checkpoint removes segments in the order in which the folder lists them, which on ZFS isn't that of their
+    /// names. So the segment in which recovery starts may still be there while later ones are gone. But a checkpoint
+    /// removes only what is before its redo point, and writes that redo point to pg_control first (CreateCheckPoint
+    /// in xlog.c). So what was removed by the time of the freeze is before the redo point that pg_control has after
+    /// it, and everything from there on was there.
     fn end_of_removable(&self) -> Result<Lsn> {
         let now = instance::read_control(&self.cx.cluster.data_directory)?;
         self.check_one_timeline(&now)?;
@@ -446,7 +446,7 @@ impl<'a> Attempt<'a> {
         }
     }
 
-    /// The server is in recovery.
+    /// Returns whether the server is in recovery.
     pub(super) fn is_standby(&self) -> bool {
         self.survey.facts.is_standby()
     }
@@ -456,7 +456,7 @@ impl<'a> Attempt<'a> {
     }
 }
 
-/// The dataset that a snapshot of one moment is taken below, where this ZFS takes it with `-r`.
+/// Returns the dataset below which a snapshot of one moment is taken, if this ZFS takes it with `-r`.
 fn common_parent(plan: &Plan, survey: &Survey) -> Option<DatasetName> {
     let volumes = &survey.facts.layout.volumes;
     plan.steps.iter().find_map(|step| match step {
@@ -469,7 +469,7 @@ fn common_parent(plan: &Plan, survey: &Survey) -> Option<DatasetName> {
     })
 }
 
-/// A signal that comes when the set is already complete doesn't make it a failure.
+/// A signal that arrives when the set is already complete doesn't make it a failure.
 fn after_the_manifest(error: Error) -> Result<()> {
     match error {
         Error::Interrupted { .. } => Ok(()),

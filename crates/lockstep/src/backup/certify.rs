@@ -1,5 +1,5 @@
-//! The last part of a backup: GUIDs and transaction groups read back, holds, the files beside the
-//! manifest with their hashes, the manifest itself, and the marks on the snapshots.
+//! The last part of a backup: reads back GUIDs and txgs, places holds, writes and hashes the files that belong to the
+//! manifest, and then the manifest itself and the marks on the snapshots.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,7 +23,7 @@ use crate::set::manifest::{
 use crate::set::unfinished::COMPLETE;
 use crate::volume::zfs::SnapshotName;
 
-/// A user property's longest value in pool version 23 (ZAP_MAXVALUELEN), in bytes.
+/// The longest value of a user property in pool version 23 (ZAP_MAXVALUELEN), in bytes.
 const LONGEST_PROPERTY: usize = 1024;
 
 /// Reads back what ZFS made of the snapshots, and holds them.
@@ -66,7 +66,7 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
         .collect()
 }
 
-/// Writes the files beside the manifest and hashes them.
+/// Writes the files that belong to the manifest, and hashes them.
 pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> {
     let directory = attempt.cx.state.set_directory(&attempt.set);
     files::create_directories(&directory)?;
@@ -100,8 +100,8 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
     Ok(all)
 }
 
-/// Debian keeps the configuration in /etc, where no snapshot sees it: what is outside the data
-/// directory is kept beside the manifest.
+/// Keeps the configuration with the manifest if it is outside the data directory: Debian has it in /etc, where no
+/// snapshot includes it.
 fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
     let Ok(server) = &attempt.survey.facts.server else { return Ok(()) };
     let data = &server.data_directory;
@@ -113,9 +113,9 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
         if !outside(path) {
             continue;
         }
-        // A superuser of the database names these, and a restore gives them to os_user.
+        // A database superuser names these files, and a restore gives them to os_user.
         let reader = files::reader_of(&attempt.cx.cluster.data_directory)?;
-        // The restored server's host may not have what they include.
+        // The host of the restored server may not have what they include.
         let why = match hba::whole(path, |path| files::read_as(path, reader)) {
             Ok(Some(bytes)) => {
                 kept.push((name, bytes));
@@ -145,7 +145,7 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
     kept.iter().try_for_each(|(name, bytes)| files::publish(&config.join(name), bytes))
 }
 
-/// One file of settings, without includes, and without those that point at the old places.
+/// Renders the settings as one file, without includes, and without settings that point at the old places.
 pub(crate) fn flat_configuration(settings: &[(String, String)]) -> Vec<u8> {
     const PLACES: [&str; 5] =
         ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"];
@@ -169,9 +169,9 @@ pub(super) fn manifest(
         (Some(stop), _) => Some(stop),
         (None, floor) => floor.map(|(lsn, _)| lsn),
     };
-    // The earliest time that recovery can be asked for. Later than the floor where that was
-    // written before the snapshot: PostgreSQL itself can't refuse a time between the two when a
-    // checkpoint lies there, for it never sees a commit of that time.
+    // The earliest time that recovery may target. It is later than the floor if that was written before the snapshot:
+    // PostgreSQL itself can't refuse a time between the two if a checkpoint is there, because it never sees a commit
+    // of that time.
     let consistent_at = match (&attempt.stopped, attempt.floor, attempt.plan.strategy) {
         (Some(stopped), ..) => stopped.stopped_at,
         (None, Some((_, time)), Strategy::Ordered) => time,
@@ -217,15 +217,15 @@ pub(super) fn manifest(
     })
 }
 
-/// Where the ancestors of the set's timeline were left: whoever has several timelines' sets can tell which lead on.
-/// Where it can't be read nobody can, and the set is no less.
+/// Returns where the ancestors of the set's timeline were left: this shows which sets of several timelines follow
+/// from each other. If it can't be read, that stays unknown, and the set is still good.
 fn history(attempt: &Attempt) -> Vec<Switch> {
     let WalIdentity { segment_size, timeline, .. } = attempt.wal_identity();
     let pg_wal = attempt.cx.cluster.data_directory.join("pg_wal");
     match wal::history(&pg_wal, segment_size, timeline) {
         Ok(history) => history.switches().iter().map(Switch::from).collect(),
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "the set doesn't tell its timeline's history");
+            tracing::warn!(error = %error.chain(), "the set doesn't record its timeline's history");
             Vec::new()
         }
     }
@@ -237,8 +237,8 @@ pub(super) fn words(attempt: &Attempt) -> Option<(&'static str, String)> {
     Some(("lockstep:label", words.clone()))
 }
 
-/// backup_label and tablespace_map as properties, so that a set can be put together by hand from
-/// the snapshots alone. Nothing where there is no label, or none yet.
+/// Returns backup_label and tablespace_map as properties, so that a set can be put together by hand from the
+/// snapshots alone; nothing if there is no label, or none yet.
 pub(super) fn label_properties(attempt: &Attempt) -> Vec<(&'static str, String)> {
     let own_label = attempt.own_label.as_ref().map(BackupLabel::to_bytes).unwrap_or_default();
     let (label, map) = match &attempt.stopped {
@@ -252,8 +252,8 @@ pub(super) fn label_properties(attempt: &Attempt) -> Vec<(&'static str, String)>
         .collect()
 }
 
-/// Marks the snapshots as those of a complete set. Where all of them were there before the label
-/// was (pg_wal on the data directory's volume), the data directory's gets it now.
+/// Marks the snapshots as those of a complete set. If all of them existed before the label (pg_wal on the data
+/// directory's volume), the data directory's snapshot gets the label now.
 pub(super) fn mark_complete(attempt: &Attempt) -> Result<()> {
     let zfs = &attempt.cx.zfs;
     if !attempt.labelled {

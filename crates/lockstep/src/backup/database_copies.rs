@@ -1,8 +1,9 @@
-//! The check that no database is lost to a copy that recovery of the set replays: see [`copies`].
+//! Checks that no database is lost to a copy that recovery of the set replays: see [`copies`].
 //!
-//! What could go wrong: WAL that is read too short. On a primary it is read to the end of the set, on a standby as far as
-//! that had replayed behind the last snapshot of data; where nobody can be asked, as far as there is any. A snapshot of one
-//! transaction group of a primary, and a cluster that was shut down, are what a crash or a stop leaves: they have no window.
+//! What could go wrong: too little WAL is read. On a primary it is read to the end of the set, on a standby as far as
+//! it had replayed after the last snapshot of data; if nobody can be asked, as far as there is any. A snapshot of one
+//! transaction group of a primary, and a cluster that was shut down, are what a crash or a stop leaves: they have no
+//! such window.
 
 use pgfiles::lsn::Lsn;
 use pgfiles::wal_name::WalSegment;
@@ -16,7 +17,7 @@ use crate::postgres::{connection, session, wal};
 use crate::refusal::Refusal;
 
 impl Attempt<'_> {
-    /// Asks the server, behind the last snapshot of data, what only it knows.
+    /// Asks the server, after the last snapshot of data, what only it knows.
     pub(super) fn note_removals(&mut self) -> Result<()> {
         let is_standby = self.is_standby();
         let Some(client) = self.survey.client.as_mut() else { return Ok(()) };
@@ -30,11 +31,11 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// Reads the copies of databases out of the WAL that recovery of the set replays, while it is surely there.
+    /// Reads the database copies from the WAL that recovery of the set replays, while that is sure to be there.
     ///
     /// # Errors
-    /// [`Refusal::LayoutChanged`] where one may lose something; [`Refusal::WalRecycledBeforeFreeze`] where the WAL went before
-    /// it was read, and [`Refusal::WalDamaged`] where it can't be read as far as the set needs it.
+    /// [`Refusal::LayoutChanged`] when one may lose something; [`Refusal::WalRecycledBeforeFreeze`] when the WAL was
+    /// gone before it was read, and [`Refusal::WalDamaged`] when it can't be read as far as the set needs it.
     pub(super) fn check_copies(&mut self) -> Result<()> {
         let is_standby = self.is_standby();
         match self.plan.strategy {
@@ -66,8 +67,8 @@ impl Attempt<'_> {
             let is_gone = |name: &String| !folders.iter().any(|folder| folder.join(name).exists());
             let segments = wal::segments(identity, end, needed).into_iter();
             let mut names = segments.map(|segment| segment.file_name(identity.segment_size));
-            // It was frozen with the others, and gone before it was read here: no slot keeps it. Which of them goes first
-            // is the order of the folder (RemoveOldXlogFiles in xlog.c).
+            // It was frozen with the others, and gone before it was read here: no slot keeps it. Which of them is
+            // removed first depends on the order of the folder (RemoveOldXlogFiles in xlog.c).
             if let Some(gone) = names.find(is_gone) {
                 let oldest = wal::oldest(&folders[1], identity.segment_size)?;
                 return Err(Refusal::WalRecycledBeforeFreeze { needed: gone, oldest }.into());

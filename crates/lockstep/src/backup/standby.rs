@@ -1,8 +1,8 @@
-//! The steps that only a backup of a standby has: pg_control before the first and after the last
-//! snapshot, the checks that it still is a standby on the same timeline, and WAL from elsewhere.
+//! The steps that only a backup of a standby has: reading pg_control before the first and after the last snapshot,
+//! checking that it still is a standby on the same timeline, and getting WAL from elsewhere.
 //!
-//! What could go wrong: a restartpoint between two snapshots recycles WAL that the set needs. It is
-//! then looked for on the primary and in its archive, and the set refused where it is in neither.
+//! What could go wrong: a restartpoint between two snapshots recycles WAL that the set needs. That WAL is then looked
+//! for on the primary and in its archive, and the set is refused if it is in neither.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -23,12 +23,12 @@ use crate::postgres::{connection, instance};
 use crate::refusal::Refusal;
 use crate::steps;
 
-/// How much of a WAL segment is asked for at once.
+/// How much of a WAL segment is requested at once.
 const CHUNK: u32 = 16 << 20;
 
 impl Attempt<'_> {
-    /// What is replayed before the snapshot is in it. Where nobody can be asked, pg_control says how
-    /// far at least.
+    /// Notes how far the standby has replayed: all of that is in the snapshot. If the server can't be asked,
+    /// pg_control gives a lower bound.
     pub(super) fn note_replay(&mut self) -> Result<()> {
         let least = self.read_control()?.min_recovery_point;
         let asked = match self.survey.client.as_mut() {
@@ -40,8 +40,8 @@ impl Attempt<'_> {
         steps::reached("backup.floor")
     }
 
-    /// Says how far back recovery of the set will start: a standby can't write a checkpoint, so
-    /// pg_backup_start makes a restartpoint at the last one that was replayed.
+    /// Reports how far back recovery of the set will start: a standby can't write a checkpoint, so pg_backup_start
+    /// makes a restartpoint at the last one that was replayed.
     pub(super) fn tell_restartpoint(&mut self, start: Lsn) -> Result<()> {
         if let (true, Some(client)) = (self.is_standby(), self.survey.client.as_mut())
             && let (Some(replayed), _) = session::replayed(client)?
@@ -55,7 +55,7 @@ impl Attempt<'_> {
         Ok(())
     }
 
-    /// The label's checkpoint. Older than the snapshot's own pg_control is right, newer would not be.
+    /// Reads the label's checkpoint. Older than the snapshot's own pg_control is right, newer would not be.
     pub(super) fn read_first_control(&mut self) -> Result<()> {
         self.survey.facts.control = self.read_control()?;
         let control = self.control();
@@ -70,7 +70,7 @@ impl Attempt<'_> {
         steps::reached("backup.first-control")
     }
 
-    /// The end of the set, after every snapshot of data.
+    /// Reads the end of the set, after every snapshot of data.
     pub(super) fn read_last_control(&mut self) -> Result<()> {
         let control = self.read_control()?;
         let time = match self.survey.client.as_mut() {
@@ -91,7 +91,7 @@ impl Attempt<'_> {
         steps::reached("backup.last-control")
     }
 
-    /// pg_backup_stop has refused a promotion that came before it; this is for the others.
+    /// pg_backup_stop has already refused an earlier promotion; this is for the other strategies.
     pub(super) fn check_recovery(&mut self) -> Result<()> {
         still_a_standby(&self.read_control()?, self.wal_identity())?;
         steps::reached("backup.recovery-checked")
@@ -101,8 +101,8 @@ impl Attempt<'_> {
         instance::read_control(&self.cx.cluster.data_directory)
     }
 
-    /// The segment with the end of the set isn't in any archive before it is full, which on a quiet
-    /// primary may take long. The set doesn't need it; point-in-time recovery beyond the set does.
+    /// The segment with the end of the set isn't in any archive before it is full, which may take long on a quiet
+    /// primary. The set doesn't need it, but point-in-time recovery beyond the set does.
     pub(super) fn switch_primary(&mut self) -> Result<()> {
         let switched = self.primary().and_then(|mut client| {
             client
@@ -124,8 +124,8 @@ impl Attempt<'_> {
         }
     }
 
-    /// Takes segments that this host has no more from the primary, and notes those that are at
-    /// least in its archive. Where neither can be shown, `refusal` is the answer.
+    /// Copies segments that this host no longer has from the primary, and notes those that are at least in its
+    /// archive. If neither can be shown, returns `refusal`.
     pub(super) fn wal_from_elsewhere(
         &mut self,
         missing: &[WalSegment],
@@ -162,7 +162,7 @@ impl Attempt<'_> {
     }
 }
 
-/// pg_control must say that recovery goes on, on the timeline on which the set began.
+/// Checks that pg_control says that recovery continues, on the timeline on which the set began.
 fn still_a_standby(control: &ControlFile, identity: WalIdentity) -> Result<()> {
     if !matches!(control.state, DbState::InArchiveRecovery | DbState::ShutDownedInRecovery) {
         return Err(Refusal::Promoted { state: control.state.as_str() }.into());
@@ -174,7 +174,7 @@ fn still_a_standby(control: &ControlFile, identity: WalIdentity) -> Result<()> {
     Ok(())
 }
 
-/// Reads a segment out of the primary's pg_wal; that takes pg_read_server_files.
+/// Reads a segment from the primary's pg_wal; that requires pg_read_server_files.
 fn fetch(client: &mut Client, name: &str, identity: WalIdentity, to: &Path) -> Result<()> {
     use std::io::Write as _;
     let path = to.join(name);
@@ -194,8 +194,8 @@ fn fetch(client: &mut Client, name: &str, identity: WalIdentity, to: &Path) -> R
     file.sync_all().map_err(Error::io("sync", &path))
 }
 
-/// Whether the primary's archiver has stored the segment: it works in order, so one as late or later
-/// on the same timeline will do.
+/// Checks that the primary's archiver has stored the segment: it works in order, so the same or a later segment on
+/// the same timeline is proof.
 fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
     let row = client
         .query_one("SELECT last_archived_wal FROM pg_stat_archiver", &[])
@@ -207,7 +207,7 @@ fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
     }))
 }
 
-/// The segments that `pg_wal` doesn't have.
+/// Returns the segments that `pg_wal` doesn't have.
 pub(super) fn missing(
     pg_wal: &Path,
     identity: WalIdentity,

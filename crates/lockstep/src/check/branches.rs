@@ -1,5 +1,5 @@
-//! Whether the newest set of a place, and what runs on this host, is of the branch that the cluster lives on, and whether
-//! two clusters go on along it: a pure function.
+//! Checks that the newest set of a place, and the cluster on this host, are on the branch that the cluster lives on,
+//! and that no two clusters continue along it: a pure function.
 
 use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::TimelineId;
@@ -9,7 +9,8 @@ use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
 use crate::set::unread;
 
-/// What is wrong with a place whose sets have these branches; `control` is pg_control of this host's data directory.
+/// Returns what is wrong with a place whose sets have these branches; `control` is pg_control of this host's data
+/// directory.
 pub(super) fn check(
     subject: &str,
     branches: &Branches,
@@ -27,17 +28,18 @@ pub(super) fn check(
     set.into_iter().chain(here).chain(apart).collect()
 }
 
-/// Sets of a repository that can't be read: of which timeline they are nobody knows, and so not which set is `latest`.
+/// Reports sets of a repository that can't be read: nobody knows their timeline, and therefore not which set is
+/// `latest`.
 pub(super) fn untold(subject: &str, branches: &Branches, repository: &str) -> Vec<Finding> {
     let one = |(set, why): (&str, &str)| {
         let what =
-            format!("set {set} can't be read, and which set is `latest` nobody knows: {why}");
+            format!("set {set} can't be read, so it is unknown which set is `latest`: {why}");
         wrong(subject, what, unread::ways_out(set, Some(repository)))
     };
     branches.untold().map(one).collect()
 }
 
-/// A cluster as if it were a set that was taken before all others: when it was has nothing to say.
+/// Represents a running cluster as a set taken before all others: its time doesn't matter.
 fn running(control: &ControlFile) -> Member {
     let checkpoint = &control.checkpoint_copy;
     let replayed = TimelineId::new(control.min_recovery_point_timeline);

@@ -1,7 +1,7 @@
 //! Repositories that have one id: one was made by copying the other.
 //!
-//! What could go wrong: what this host notes of a repository is told by its id once it has another name, and a copy's notes
-//! can't be told from it then.
+//! What could go wrong: once a repository has another name, this host finds its notes about it by the repository's
+//! id, and then can't tell them from a copy's notes.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +9,9 @@ use super::{Finding, warning};
 use crate::context::Context;
 use crate::repository::seen;
 
-const HINT: &str = "as long as both keep their names, what was shipped to each is told apart; one that gets another name may be believed to have what the other one has: begin a second repository with `lockstep repo init` and `lockstep ship --missing` instead";
+const HINT: &str = "as long as both keep their names, what was shipped to each is known; one that gets another name may be taken for the other: begin a second repository with `lockstep repo init` and `lockstep ship --missing` instead";
 
-/// Those of the cluster that were copied, as far as they could be asked: its other checks have done that.
+/// Returns the cluster's repositories that were copied, as far as they answered: its other checks have asked them.
 pub(super) fn find(cx: &Context) -> Vec<Finding> {
     let id = |name: &String| Some((name.clone(), seen::id_of(cx, name)?));
     of_one_id(cx.cluster.repositories.iter().filter_map(id))

@@ -1,4 +1,5 @@
-//! What was cut off and isn't removed yet, and what keeps it from being removed; and sets that nobody looks after any more.
+//! Reports interrupted work that isn't undone yet, and what keeps it from being undone; and sets that nobody looks
+//! after any more.
 
 use std::collections::BTreeMap;
 
@@ -14,14 +15,14 @@ use crate::volume::zfs::{DatasetName, Made};
 
 const SUBJECT: &str = "unfinished";
 
-/// A finding for each journal whose command doesn't run any more.
+/// Returns a finding for each journal whose command isn't running any more.
 pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
-    // Only looked at: who takes a backup in this moment has to get the lock.
+    // Only looked at: a backup that starts at this moment has to get the lock.
     let running = Lock::is_held(&cx.state.path("lock"))?;
     let mut all = Vec::new();
     if !running {
         for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
-            // One whose manifest is there is complete all the same.
+            // If its manifest is there, the set is complete all the same.
             let is_lost = !cx.state.is_complete(entry.set.as_str())
                 && unfinished::is_marked_complete(cx, &entry)?;
             all.push(match is_lost {
@@ -33,13 +34,13 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             all.push(warning(
                 SUBJECT,
                 format!("the removal of set {} was cut off", entry.set),
-                "the next prune or backup finishes it, once nothing stands on its snapshots",
+                "the next prune or backup finishes it, once nothing depends on its snapshots",
             ));
         }
     }
     for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
         let is_alive = restore::unfinished::is_alive(cx, &entry.id)?;
-        // The next command forgets one that has ended.
+        // The next command forgets a restore that has ended.
         if !is_alive && !restore::unfinished::has_ended(cx, &entry)? {
             let goes = restore::gone_on::without_kept(&entry);
             all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &goes)?));
@@ -48,7 +49,8 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
-/// Sets of clusters that were renamed in the configuration, or taken out: no command sees them, and their snapshots stay.
+/// Finds sets of clusters that were renamed in the configuration, or removed from it: no command sees them, and their
+/// snapshots stay.
 pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
     let all = cx.state.other_clusters()?.into_iter();
     let unknown = all.filter(|(name, _)| !cx.clusters.contains_key(name));
@@ -64,7 +66,8 @@ pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
     Ok(unknown.map(say).collect())
 }
 
-/// A finding for each restore or clone whose datasets nobody here knows; `datasets` are those of the cluster. A pure function.
+/// Returns a finding for each restore or clone whose datasets nobody here knows; `datasets` are the cluster's. A pure
+/// function.
 pub(super) fn strays(found: &[Made], datasets: &[DatasetName], owner: &str) -> Vec<Finding> {
     let mut by_restore: BTreeMap<(&str, &str), Vec<&Made>> = BTreeMap::new();
     for made in found {

@@ -1,5 +1,5 @@
-//! PostgreSQL's own programs, which a restore and a clone need: found out when there is time, and not
-//! in the night in which they are needed.
+//! Checks PostgreSQL's own programs, which a restore and a clone need, while there is time, and not in the night in
+//! which they are needed.
 
 use super::{Finding, failure, ok, wrong};
 use crate::context::Context;
@@ -9,7 +9,7 @@ use crate::process::Program;
 
 const SUBJECT: &str = "bin_dir";
 
-/// Whether they are there, and of the cluster's own version.
+/// Checks that they are there and match the cluster's version.
 pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
     let bin_dir = match instance::bin_dir(cx.cluster.bin_dir.as_deref(), major) {
         Ok(bin_dir) => bin_dir,
@@ -25,7 +25,7 @@ pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
             SUBJECT,
             format!("\"{place}\" has {said}, and the cluster is of PostgreSQL {own}"),
             format!(
-                "set bin_dir of this cluster to the folder that holds the postgres of {own}: nothing that is restored could be started"
+                "set bin_dir of this cluster to the folder that holds the postgres of {own}: otherwise nothing that is restored can be started"
             ),
         ),
         _ => ok(SUBJECT, format!("\"{place}\" has {said}")),

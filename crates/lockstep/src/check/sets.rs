@@ -1,4 +1,4 @@
-//! The sets of this host and of the repositories: whether they are whole, and how old their data is.
+//! Checks the sets of this host and of the repositories: whether they are whole, and how old their data is.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -22,17 +22,17 @@ use crate::set::verify;
 use crate::set::{notes, removal};
 use crate::volume::zfs::Tagged;
 
-/// How many snapshots of a set are named.
+/// How many snapshots of a set are named in a finding.
 const NAMED: usize = 4;
 
-/// The sets of this host.
+/// Checks the sets of this host.
 pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let (sets, damaged) = cx.state.sets()?;
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
     let mut broken = BTreeMap::new();
     for set in &sets {
-        // One that is removed beside this isn't a damaged one.
+        // A set that is being removed right now isn't a damaged one.
         if let Err(error) = verify::set(cx, set)
             && cx.state.is_complete(set.set.as_str())
         {
@@ -50,7 +50,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let newest = retention::newest(whole, |set| set.set.as_str(), now);
     if newest.is_none() && !sets.is_empty() {
         let what = format!("none of the {} sets here can be restored", sets.len());
-        // The cluster may be down: then no other can be taken.
+        // The cluster may be down: then no other set can be taken.
         let in_repository = sets
             .iter()
             .rev()
@@ -69,7 +69,8 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
                 "take one: lockstep backup; those of a repository: lockstep list --from repository:{name}"
             ),
         };
-        // No age is asked for: a monitor would never hear of backups that never began, or of a state_dir that was lost.
+        // This doesn't depend on max_age_hours: otherwise a monitor would never notice that backups never began, or
+        // that state_dir was lost.
         all.push(wrong("sets", "there is no set yet", hint));
         return Ok(all);
     };
@@ -96,7 +97,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     Ok(all)
 }
 
-/// Whether the cluster behind the data directory is another one than when the newest set was taken.
+/// Checks whether the cluster in the data directory is another one than when the newest set was taken.
 fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<Finding> {
     let (of_set, now) = (newest.postgres.system_identifier, control.system_identifier);
     (of_set != now).then(|| {
@@ -113,7 +114,7 @@ fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<
     })
 }
 
-/// A set that is dated later than now, and what to do about it at `place`.
+/// Reports a set dated in the future, and what to do about it at `place`.
 fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Option<Finding> {
     let id = set.set.as_str();
     retention::is_ahead(id, now).then(|| {
@@ -123,7 +124,8 @@ fn ahead(subject: &str, set: &Manifest, place: &str, now: jiff::Timestamp) -> Op
     })
 }
 
-/// Snapshots of these sets whose dataset or pool was renamed: the sets can't be restored from them, and `prune` finds them.
+/// Finds snapshots of these sets whose dataset or pool was renamed: the sets can't be restored from them, and `prune`
+/// finds them.
 fn renamed<'a>(
     cx: &Context,
     sets: impl Iterator<Item = &'a Manifest>,
@@ -167,16 +169,16 @@ fn renamed<'a>(
     Ok(all)
 }
 
-/// Why a set is older than it may be, and what to do.
+/// Why a set is older than allowed, and what to do.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Old {
     pub(super) what: String,
     pub(super) hint: &'static str,
-    /// No newer one was taken; else it is its data that is old.
+    /// Whether no newer set was taken; otherwise it is the set's data that is old.
     pub(super) is_set: bool,
 }
 
-/// Whether a set is older than it may be; where the age of its data is known, that counts. A pure function.
+/// Checks whether a set is older than allowed; if the age of its data is known, that counts. A pure function.
 pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) -> Option<Old> {
     let hours = |time| now.duration_since(time).as_hours();
     let is_too_old = |time| hours(time) >= i64::from(max_age_hours);
@@ -209,16 +211,16 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
     Some(Old { what, hint, is_set })
 }
 
-/// Whether a repository can be reached and is the one that is known, how old its newest set is and whether it is whole,
-/// whether one in a folder can be written to, and whether its store's locks are prolonged. What else is in it `repo check`
-/// looks at.
+/// Checks that a repository can be reached and is the known one, how old its newest set is and whether it is whole,
+/// whether a repository in a folder can be written to, and whether its store's locks are extended. `repo check` looks
+/// at the rest.
 pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let subject = format!("repository {name}");
     let opened = match repository::open(cx, name) {
         Ok(opened) => opened,
         Err(error) => return vec![failure(&subject, &error)],
     };
-    // A repository that is away, and another one in its place, look alike.
+    // A repository that can't be reached, and another one in its place, look alike.
     let another = repository::known::of_this(cx, name)
         .filter(|known| known.id != opened.id)
         .map(|known| failure(&subject, &known.is_away(name, Some(opened.id.clone()))));
@@ -241,7 +243,7 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     another.into_iter().chain(sets).chain(locks).chain(lease).chain(writable).collect()
 }
 
-/// Whether all is there that the newest set needs, and where it isn't or wasn't the last time, that all sets do.
+/// Checks that everything that the newest set needs is there; if it isn't or wasn't the last time, checks all sets.
 fn whole(cx: &Context, opened: &Repository, subject: &str, newest: &Shipped) -> Option<Finding> {
     let memory = harm::memory(cx, opened);
     let is_whole = harm::of_sets(opened, &memory, &[newest]).map(|found| found.is_empty());
@@ -251,7 +253,7 @@ fn whole(cx: &Context, opened: &Repository, subject: &str, newest: &Shipped) -> 
     }
 }
 
-/// What the sets in a repository say of it.
+/// Returns what the sets in a repository say about it.
 fn of_sets(
     cx: &Context,
     opened: &Repository,
@@ -266,7 +268,7 @@ fn of_sets(
     let place = format!("--repository {}", opened.name);
     let ahead = ours.iter().filter_map(|set| ahead(subject, &set.manifest, &place, now));
     let mut all: Vec<_> = ahead.collect();
-    // What has come since then tells how old the newest is.
+    // What was shipped since then shows how old the newest is.
     let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
     if ours.iter().any(|set| !is_ahead(&set.manifest)) {
         ours.retain(|set| !is_ahead(&set.manifest));
@@ -285,7 +287,7 @@ fn of_sets(
         Err(error) => all.push(failure(subject, &error)),
     }
     match (ours.last(), damaged.into_iter().next_back()) {
-        // Others `repo check` tells.
+        // `repo check` reports the others.
         (newest, Some((id, error)))
             if newest.is_none_or(|newest| *newest.manifest.set.as_str() < *id) =>
         {
@@ -295,13 +297,14 @@ fn of_sets(
             all.push(newest_there(subject, set, max_age, now));
             all.extend(whole(cx, opened, subject, set));
             all.extend(damaged_below(set, &ours).into_iter().map(|(id, pages)| {
-                let what =
-                    format!("set {id} has {pages} damaged pages, and its newest set stands on it");
+                let what = format!(
+                    "set {id} has {pages} damaged pages, and its newest set is based on it"
+                );
                 wrong(subject, what, BELOW_HINT)
             }));
         }
         (None, _) if others.is_empty() => {
-            // Of a first full it takes days until a set is there.
+            // A first full shipment may take days until a set is there.
             all.push(match at_work::since(cx, &opened.name)? {
                 Some((set, since)) => ok(
                     subject,
@@ -333,7 +336,7 @@ fn of_sets(
     Ok(all)
 }
 
-/// Sets of another cluster that has the same name.
+/// Reports sets of another cluster that has the same name.
 fn of_others(cluster: &str, subject: &str, others: &[Shipped]) -> Option<Finding> {
     let newest = &others.last()?.manifest;
     let found = newest.postgres.system_identifier;
@@ -345,19 +348,20 @@ fn of_others(cluster: &str, subject: &str, others: &[Shipped]) -> Option<Finding
     Some(wrong(subject, what, kin::hint(cluster, found)))
 }
 
-/// What this host has done for a repository, which others may ship to as well.
+/// What this host has done for a repository to which others may ship as well.
 pub(super) struct ThisHost<'a> {
-    /// Its sets, oldest first.
+    /// This host's sets, oldest first.
     pub(super) sets: &'a [Manifest],
-    /// The newest of them that is noted to be there, and whether it is, whichever cluster's it may be.
+    /// The newest of them that is noted as shipped there, and whether it is still there, whichever cluster it belongs
+    /// to.
     pub(super) noted: Option<(&'a Manifest, bool)>,
-    /// The newest that it took and that is there.
+    /// The newest set that this host took and that is there.
     pub(super) there: Option<&'a Manifest>,
 }
 
 impl ThisHost<'_> {
-    /// Whether what it shipped is there, and its shipments still arrive; `newest` is the newest set's id there. A pure
-    /// function.
+    /// Checks that what this host shipped is there, and that its shipments still arrive; `newest` is the newest set's
+    /// id there. A pure function.
     pub(super) fn check(
         &self,
         subject: &str,
@@ -375,11 +379,11 @@ impl ThisHost<'_> {
                 "did its storage go back to an older state, or did somebody remove the set? lockstep repo check, then lockstep ship --missing",
             ));
         }
-        // One that is noted, and gone, another host's prune removed: it had arrived.
+        // A noted set that is gone was removed by another host's prune: it had arrived.
         let noted = self.noted.map(|(noted, _)| noted);
         let arrived = noted.into_iter().chain(self.there).max_by_key(|set| &set.set);
         let is_newer = |id: &str| arrived.is_none_or(|arrived| *arrived.set.as_str() < *id);
-        // Where nobody else ships, the newest set's age says it.
+        // If nobody else ships, the newest set's age shows it.
         if !newest.is_some_and(is_newer) || !is_newer(self.sets.last()?.set.as_str()) {
             return None;
         }
@@ -406,11 +410,11 @@ impl ThisHost<'_> {
     }
 }
 
-const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder goes on";
-const BELOW_HINT: &str = "unless they were written anew since, they are in every set from there on: lockstep show and pg_checksums name them, restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
+const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder renews it";
+const BELOW_HINT: &str = "unless they were rewritten since, they are in every later set too: lockstep show and pg_checksums name them; restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
 
-/// The sets with damaged pages that a set's volumes are increments to, with how many: an increment's own pages alone
-/// went by. Deltas whose set is gone aren't looked at. A pure function.
+/// Returns the sets with damaged pages that a set's volumes are based on, with the number of pages: only an
+/// increment's own pages went by. Deltas whose set is gone aren't looked at. A pure function.
 pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<String, u64> {
     let mut there: HashMap<(&str, &str), (&Shipped, &ShippedVolume)> = HashMap::new();
     for set in sets.iter().filter(|set| set.manifest.set != newest.manifest.set) {
@@ -421,7 +425,7 @@ pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<Stri
     let mut found = BTreeMap::new();
     for mut volume in &newest.volumes {
         while let Some(base) = &volume.base
-            // Each is gone through once, whatever a manifest says.
+            // Each is visited only once, whatever a manifest says.
             && let Some((set, below)) = there.remove(&(&*volume.image, &**base))
         {
             if below.pages.bad > 0 {
@@ -452,8 +456,8 @@ fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp
     }
 }
 
-/// Snapshots with Lockstep's marks that are of no set here: one line a set. What this state_dir took is told from what
-/// another did: that one may have the set still.
+/// Finds snapshots with Lockstep's marks that belong to no set here: one line a set. Those that this state_dir took
+/// are distinguished from those of another, which may still have the set.
 pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
     let mut by_set: BTreeMap<(String, bool, bool), Vec<String>> = BTreeMap::new();
     for tagged in found {

@@ -1,4 +1,4 @@
-//! Space in the pools: what a backup refuses, and what is worth a word before it does.
+//! Checks the space in the pools: what makes a backup refuse, and what deserves a warning before that.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
 pub(super) const SUBJECT: &str = "space";
-/// Of a pool's size, in percent: with less left ZFS itself gets slow.
+/// In percent of a pool's size: with less left, ZFS itself gets slow.
 const LITTLE_PERCENT: u128 = 10;
 
-/// What the pools of a cluster have left.
+/// Checks what the pools of a cluster have left.
 pub(super) fn of_pools(cx: &Context, facts: &Facts) -> Vec<Finding> {
     let pools: BTreeSet<_> = facts.layout.volumes.iter().map(|volume| volume.pool()).collect();
     pools

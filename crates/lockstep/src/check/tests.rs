@@ -78,7 +78,7 @@ fn a_set_is_as_old_as_its_data() {
         );
         assert!(!old.is_set && old.hint.contains(hint), "{old:?}");
     }
-    // A cold set is of a time before it; that no newer one came is the timer's business.
+    // A cold set's data is older than the set; that no newer set was taken is the timer's business.
     set.started_at = "2026-11-04T10:00:00Z".parse().unwrap();
     for data_at in [None, set.data_at] {
         set.data_at = data_at;
@@ -88,7 +88,7 @@ fn a_set_is_as_old_as_its_data() {
     }
 }
 
-/// A page that didn't change doesn't go by again: the newest set's own count knows nothing of it.
+/// An unchanged page doesn't go by again, so the newest set's own count doesn't include it.
 #[test]
 fn the_newest_set_has_the_damaged_pages_of_what_it_stands_on() {
     use crate::repository::shipped::{Pages, Shipped, ShippedVolume};
@@ -114,11 +114,11 @@ fn the_newest_set_has_the_damaged_pages_of_what_it_stands_on() {
     assert_eq!(below(&sets[3], &sets), [("20261102T110000Z-aaaa".to_owned(), 3)]);
     assert_eq!(below(&sets[1], &sets), [], "a full one stands on nothing");
     assert_eq!(below(&sets[3], &sets[2..]), [], "what was removed isn't looked at");
-    // Nonsense ends.
+    // A nonsensical cycle comes to an end.
     assert_eq!(below(&set(5, Some(4), 0), &[set(4, Some(3), 0), set(3, Some(4), 0)]), []);
 }
 
-/// A data directory that nobody uses any more is backed up for ever, and each set is whole.
+/// A data directory that nobody uses any more is backed up forever, and each set is whole.
 #[test]
 fn a_cluster_that_is_shut_down_has_data_of_its_last_checkpoint() {
     let mut stopped = facts();
@@ -151,7 +151,8 @@ fn what_a_standby_holds_is_of_now_only_where_it_follows() {
         server.following.as_mut().unwrap().caught_up = false;
     });
     assert_eq!(behind.data_at(now), Some(old), "replay is paused");
-    // Where the primary is asked, its word counts: a standby that streams from another goes on when it is dead.
+    // If the primary is asked, its word counts: a standby that streams from another one keeps streaming when the
+    // primary is dead.
     let asked = |seen, streams| {
         let facts = Facts { primary: Some(seen), ..following(streams, !streams) };
         facts.data_at(now)
@@ -167,7 +168,7 @@ fn what_a_standby_holds_is_of_now_only_where_it_follows() {
     }
 }
 
-/// What a standby streams may come from another one, whose own primary is dead.
+/// A standby may stream from another one whose own primary is dead.
 #[test]
 fn a_primary_that_can_not_be_asked_is_a_problem_and_one_that_is_ahead_a_warning() {
     let of = |seen, paused| {
@@ -185,7 +186,7 @@ fn a_primary_that_can_not_be_asked_is_a_problem_and_one_that_is_ahead_a_warning(
     let (said, _) = of(Some(PrimarySeen::Unreachable("no connection: refused".into())), false);
     assert!(said[0].0 && said[0].1.contains("refused"), "{said:?}");
     let (said, _) = of(Some(PrimarySeen::InRecovery), false);
-    assert!(said[0].0 && said[0].1.contains("in recovery itself"), "{said:?}");
+    assert!(said[0].0 && said[0].1.contains("itself in recovery"), "{said:?}");
     let (said, severity) = of(Some(PrimarySeen::Behind(16 << 20)), false);
     assert!(!said[0].0 && said[0].1.contains("16.0 MiB"), "{said:?}");
     assert_eq!(severity, Severity::Warning);
@@ -194,7 +195,7 @@ fn a_primary_that_can_not_be_asked_is_a_problem_and_one_that_is_ahead_a_warning(
     assert_eq!(severity, Severity::Warning);
 }
 
-/// What was silent before: the nightly backup of a mirror that is dead.
+/// What used to be silent: the nightly backup of a dead mirror.
 #[test]
 fn a_set_of_a_dead_standby_and_one_without_the_connection_that_was_meant_have_a_problem() {
     let problems = |facts: &Facts, choice| {
@@ -225,7 +226,7 @@ fn a_set_of_a_dead_standby_and_one_without_the_connection_that_was_meant_have_a_
     assert_eq!(problems(&refused, auto), [""; 0]);
 }
 
-/// Whether others ship to the same repository or not: what this host took has to arrive, and to stay.
+/// Whether or not others ship to the same repository: what this host took has to arrive, and to stay.
 #[test]
 fn a_host_whose_sets_no_longer_arrive_is_told() {
     use super::sets::ThisHost;
@@ -252,21 +253,21 @@ fn a_host_whose_sets_no_longer_arrive_is_told() {
     assert!(what.contains("20261112T000000Z-aaaa, is 193 hours old"), "{what}");
     let (_, what) = check(None, None, others).unwrap();
     assert!(what.starts_with("no set of this host is in it"), "{what}");
-    // Alone: the age of the newest set there is another finding.
+    // If no other host ships: the age of the newest set there is another finding.
     assert_eq!(check(at(12), at(12), Some("20261112T000000Z-aaaa")), None);
-    // Noted, and gone with all that came after it.
+    // Noted, and gone along with everything after it.
     for newest in [None, Some("20261115T000000Z-bbbb")] {
         let (severity, what) = check(at(18), at(14), newest).unwrap();
         assert_eq!(severity, Severity::Error);
         assert!(what.starts_with("set 20261118T000000Z-aaaa was shipped to it"), "{what}");
     }
-    // It is there as what another cluster's would be: after pg_upgrade, for whom nobody says what came before.
+    // It is there, but looks like another cluster's: after pg_upgrade, if nobody configured the former identifier.
     let noted = at(18).map(|set| (set, true));
     let this = ThisHost { sets: &sets, noted, there: None };
     assert_eq!(this.check("repository offsite", None, 26, now), None);
 }
 
-/// The old host of a failover goes on, and its sets are the newest.
+/// The old host of a failover still runs, and its sets are the newest.
 #[test]
 fn a_cluster_that_was_left_and_its_sets_are_errors() {
     use crate::set::branches::{Branches, Member};
@@ -296,12 +297,12 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     assert!(said[0].what.starts_with("its newest set 20261103T000000Z-aaaa is left"), "{said:?}");
     assert!(said[1].what.starts_with("this host's cluster is on timeline 1, which"), "{said:?}");
     assert!(said.iter().all(|one| one.severity == Severity::Error && one.hint.is_some()));
-    // The new host says it of the set, and not of itself; and nothing once it has taken the next one.
+    // The new host reports it about the set, not about itself; and nothing once it has taken the next set.
     control.checkpoint_copy.timeline = TimelineId::new(2).unwrap();
     assert_eq!(found(&sets, &control).len(), 1);
     sets.push(set(4, 2, 9));
     assert_eq!(found(&sets, &control), []);
-    // Another cluster went on along timeline 2, and began there before this one's set had ended.
+    // Another cluster continued along timeline 2, and began there before this one's set had ended.
     let mut two = sets.clone();
     for (at, set) in two.iter_mut().enumerate().skip(1) {
         set.postgres.standby = false;
@@ -316,13 +317,13 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     assert_eq!(said.len(), 1, "{said:?}");
     assert!(said[0].what.starts_with("two clusters went on along timeline 2"), "{said:?}");
     assert!(said[0].hint.as_ref().unwrap().contains("lockstep prune --set"), "{said:?}");
-    // One that can't be read may be of a higher timeline than all.
+    // A set that can't be read may be on a higher timeline than all others.
     let why = crate::error::Error::failed("it is damaged");
     let timelines = Branches::of(sets.iter().map(Member::from)).beside([("one", &why)]);
     let said = branches::untold("repository offsite", &timelines, "offsite");
     assert!(said[0].what.contains("set one can't be read") && said[0].severity == Severity::Error);
     assert!(said[0].hint.as_ref().unwrap().contains("--repository offsite --set one"), "{said:?}");
-    // A standby that has not come to the switch yet.
+    // A standby that hasn't reached the switch yet.
     control.checkpoint_copy.timeline = TimelineId::FIRST;
     control.checkpoint = Lsn::new(4 << 24);
     assert_eq!(found(&sets, &control), []);

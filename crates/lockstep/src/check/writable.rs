@@ -1,8 +1,8 @@
-//! Whether the next backup can be written down: state_dir, and a repository in a folder.
+//! Checks that the next backup can be written: state_dir, and a repository in a folder.
 //!
-//! What could go wrong: a file system that has filled up, or that was mounted read-only after an error, can be read as
-//! before; all that a look reads is right, and the next backup fails. So a small file is written, and removed again. In an
-//! object store nothing is written for a look: each put costs, and what is locked there can't be removed.
+//! What could go wrong: a file system that is full, or was mounted read-only after an error, can still be read.
+//! Everything that a check reads is right, and the next backup fails. So a small file is written and removed again.
+//! Nothing is written to an object store for a check: each put costs, and what is locked there can't be removed.
 
 use std::path::Path;
 
@@ -14,14 +14,14 @@ use crate::files;
 use crate::repository::Repository;
 use crate::words::bytes;
 
-/// A set's manifest takes about as much.
+/// About the size of a set's manifest.
 const SMALL: [u8; 16 << 10] = [0; 16 << 10];
 /// One segment of WAL. Less left is an error.
 const LEAST: u64 = 16 << 20;
-/// Less left is worth a word.
+/// Less left is a warning.
 const LITTLE: u64 = 8 * LEAST;
 
-/// Whether state_dir can be written to.
+/// Checks that state_dir can be written to.
 pub(super) fn state(cx: &Context) -> Finding {
     let (subject, folder) = ("state", cx.state.path(""));
     match look(&folder) {
@@ -38,7 +38,7 @@ pub(super) fn state(cx: &Context) -> Finding {
     }
 }
 
-/// What is wrong with writing to a repository, where that can be told.
+/// Returns what is wrong with writing to a repository, if that can be determined.
 pub(super) fn repository(opened: &Repository, subject: &str) -> Option<Finding> {
     let Ok(Place::Folder(folder)) = opened.config.place() else { return None };
     match look(&folder) {
@@ -49,9 +49,9 @@ pub(super) fn repository(opened: &Repository, subject: &str) -> Option<Finding> 
     }
 }
 
-/// Writes a small file into a folder and removes it; gives the bytes that are left there.
+/// Writes a small file into a folder and removes it; returns how many bytes are left there.
 fn look(folder: &Path) -> Result<u64> {
-    // One name: what a killed look leaves, the next one removes.
+    // Always the same name: what a killed check leaves, the next one removes.
     let path = folder.join(".lockstep-check");
     files::publish(&path, &SMALL)?;
     files::remove_file(&path)?;
@@ -60,7 +60,7 @@ fn look(folder: &Path) -> Result<u64> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// What to say of a folder with so much left.
+/// Returns a finding about a folder with this much left.
 fn little(subject: &str, folder: &Path, left: u64, hint: &str) -> Option<Finding> {
     let what = format!("\"{}\" has only {} left", folder.display(), bytes(left));
     match left {

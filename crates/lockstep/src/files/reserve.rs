@@ -1,7 +1,8 @@
-//! A little room that is kept back in a folder, for what makes room there and has to write something first: a file of no
-//! use, which goes when there is no room left.
+//! A little room kept back in a folder, for an operation that frees room there but has to write something first: a
+//! file of no use, removed when there is no room left.
 //!
-//! What could go wrong: its making is killed. So it gets its name once it is whole, and what is smaller isn't it.
+//! What could go wrong: its creation is killed. So it gets its name only once it is whole, and a smaller file doesn't
+//! count.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -12,13 +13,13 @@ use super::{create_directories, remove_file};
 use crate::error::{Error, Result};
 use crate::names::random;
 
-/// Its size: some leases, notes or journals.
+/// Its size: enough for some leases, notes or journals.
 const SIZE: usize = 256 << 10;
 
-/// Makes the file; one that is there and whole is fine.
+/// Creates the file; one that is there and whole is fine.
 ///
 /// # Errors
-/// When there is no room for it, or the folder can't be written to; then nothing of it is left.
+/// When there is no room for it, or the folder isn't writable; nothing of it is left then.
 pub fn make(path: &Path) -> Result<()> {
     if is_whole(path) {
         return Ok(());
@@ -26,10 +27,10 @@ pub fn make(path: &Path) -> Result<()> {
     if let Some(folder) = path.parent() {
         create_directories(folder)?;
     }
-    // Zeros take no room where a file system compresses.
+    // Zeros would take no room if the file system compresses.
     let mut bytes = vec![0; SIZE];
     blake3::Hasher::new().update(&random::<32>()?).finalize_xof().fill(&mut bytes);
-    // As what a killed writing leaves in a repository is called; another command may make one at the same time.
+    // Named like what a killed writer leaves in a repository; another command may create one at the same time.
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!("#{}", u32::from_le_bytes(random()?)));
     let new = path.with_file_name(name);
@@ -51,7 +52,7 @@ fn is_whole(path: &Path) -> bool {
     std::fs::metadata(path).is_ok_and(|metadata| metadata.len() >= SIZE as u64)
 }
 
-/// Gives the room away; whether there was any.
+/// Removes the file; returns whether there was one.
 ///
 /// # Errors
 /// When the file can't be removed.

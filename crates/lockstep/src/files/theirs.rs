@@ -1,9 +1,9 @@
-//! What is done in folders that another user may write to: a data directory, the folder of a restore, a mirror's.
+//! Works in folders that another user may write to: a data directory, the folder of a restore, a mirror's.
 //!
-//! What could go wrong: that user puts a symbolic link where root is about to write, to give away or to read, and it
-//! leads to a file of root's. So a way is gone step by step, each folder opened by its name in the one before. A link
-//! that root or this process' own user made is followed: `/srv` may be one, and restores make some. Another's isn't,
-//! and a name at the end of a way is never taken for what it links to.
+//! What could go wrong: that user puts a symbolic link where root is about to write, change the owner or read, and it
+//! leads to one of root's files. So a path is followed step by step, each folder opened by its name in the one
+//! before. A link that root or this process's own user made is followed: `/srv` may be one, and restores make some.
+//! Another user's isn't, and the last name of a path is never taken for what it links to.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, Permissions};
@@ -19,18 +19,18 @@ use rustix::io::Errno;
 use crate::error::{Error, Result};
 use crate::process::{Credentials, Program};
 
-/// A folder on the way.
+/// A folder on the path.
 const FOLDER: OFlags =
     OFlags::PATH.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// A file itself, without waiting for a pipe's other end.
 const FILE: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
-/// Links on one way, as the kernel counts them (MAXSYMLINKS).
+/// The most links in one path, as the kernel counts them (MAXSYMLINKS).
 const MOST_LINKS: u32 = 40;
-/// More than any configuration file has, in bytes.
+/// Larger than any configuration file, in bytes.
 const MOST: u64 = 64 << 20;
 
-/// A name in a folder to which no link of another's leads.
+/// A name in a folder that was reached without following another user's link.
 struct Place<'a> {
     folder: OwnedFd,
     name: &'a OsStr,
@@ -55,7 +55,7 @@ impl<'a> Place<'a> {
         rustix::fs::openat(&self.folder, self.name, FILE | flags, mode).map(File::from)
     }
 
-    /// A new file in the place of a file or link of this name.
+    /// Creates a new file, and replaces a file or link of this name.
     fn create(&self) -> Result<File> {
         self.remove()?;
         self.open(OFlags::RDWR | OFlags::CREATE | OFlags::EXCL, 0o600)
@@ -74,8 +74,9 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Takes from a plain file what keeps even root from changing and removing it (`chattr +i`, `+a`): on postgresql.auto.conf
-/// it is the known way to forbid ALTER SYSTEM, and a restored copy has it too. Whether there was any.
+/// Clears from a plain file the flags that keep even root from changing and removing it (`chattr +i`, `+a`). On
+/// postgresql.auto.conf they are the known way to forbid ALTER SYSTEM, and a restored copy has them too. Returns
+/// whether there were any.
 pub(crate) fn loosen(folder: impl AsFd, name: &OsStr) -> bool {
     const FIXED: IFlags = IFlags::IMMUTABLE.union(IFlags::APPEND);
     let opened = rustix::fs::openat(folder, name, FILE | OFlags::RDONLY, Mode::empty());
@@ -85,7 +86,7 @@ pub(crate) fn loosen(folder: impl AsFd, name: &OsStr) -> bool {
     is_plain && flags.intersects(FIXED) && rustix::fs::ioctl_setflags(&file, flags - FIXED).is_ok()
 }
 
-/// Opens the folder at the end of a way, for the names in it; with `make` those that aren't there are made.
+/// Opens the folder at the end of a path, for the names in it; with `make`, missing ones are created.
 fn go_to(path: &Path, make: bool) -> rustix::io::Result<OwnedFd> {
     let mut ahead = steps(path);
     let mut at = rustix::fs::openat(CWD, ".", FOLDER, Mode::empty())?;
@@ -98,7 +99,8 @@ fn go_to(path: &Path, make: bool) -> rustix::io::Result<OwnedFd> {
                 ahead.push(step);
             }
             Err(Errno::NOTDIR | Errno::LOOP) => {
-                // Its owner and where it leads are of one link: looked at by name it could be another each time.
+                // The owner and the target are read from one and the same link: looked up by name, it could be
+                // another each time.
                 let itself = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
                 let link = rustix::fs::openat(&at, &step, itself, Mode::empty())?;
                 let found = rustix::fs::fstat(&link)?;
@@ -119,7 +121,7 @@ fn go_to(path: &Path, make: bool) -> rustix::io::Result<OwnedFd> {
     Ok(at)
 }
 
-/// The steps of a way, the first one last. That of an absolute one is `/`, wherever one stands.
+/// Returns the steps of a path, the first one last. That of an absolute path is `/`, whatever the current folder.
 fn steps(path: &Path) -> Vec<OsString> {
     path.components().rev().map(|step| step.as_os_str().to_owned()).collect()
 }
@@ -127,7 +129,7 @@ fn steps(path: &Path) -> Vec<OsString> {
 fn on_the_way(path: &Path) -> impl FnOnce(Errno) -> Error {
     move |errno| match errno {
         Errno::LOOP => Error::failed(format!(
-            "the way to \"{}\" goes over a symbolic link that root hasn't made",
+            "the path \"{}\" contains a symbolic link that root hasn't made",
             path.display()
         ))
         .with_hint("see who put it there (`namei -l` shows it), and remove it"),
@@ -151,10 +153,10 @@ pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Res
     finish(&file, path, 0o600, owner)
 }
 
-/// Copies a file into a restored tree: of this mode, owned by `owner`, synced.
+/// Copies a file into a restored tree: with this mode, owned by `owner`, synced.
 ///
 /// # Errors
-/// When it can't be read or written; what is read must be a file itself.
+/// When it can't be read or written; the source must be a file itself.
 pub fn copy_owned(from: &Path, to: &Path, mode: u32, owner: Option<Credentials>) -> Result<()> {
     let mut source = open_itself(from).map_err(Error::io("read", from))?;
     let mut file = Place::find(to)?.create()?;
@@ -168,19 +170,19 @@ fn finish(file: &File, path: &Path, mode: u32, owner: Option<Credentials>) -> Re
     give(file, path, owner)
 }
 
-/// Opens a plain file of the caller's, and nothing that a link leads to.
+/// Opens a plain file given by the caller, and never what a link leads to.
 fn open_itself(path: &Path) -> std::io::Result<File> {
     let file = File::from(rustix::fs::open(path, FILE | OFlags::RDONLY, Mode::empty())?);
     match file.metadata()?.is_file() {
         true => Ok(file),
-        false => Err(std::io::Error::other("it is no plain file")),
+        false => Err(std::io::Error::other("it isn't a plain file")),
     }
 }
 
-/// Opens a log to write at its end and to read, made for `owner` where it isn't there.
+/// Opens a log to append to and to read, created for `owner` if it is missing.
 ///
 /// # Errors
-/// When what has its name isn't a plain file of the owner's, with this name alone.
+/// When its name is taken by anything but a plain file of the owner's with this name alone.
 pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
     let place = Place::find(path)?;
     let flags = OFlags::RDWR | OFlags::APPEND;
@@ -195,12 +197,12 @@ pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
     };
     let file = match place.open(flags, 0) {
         Err(Errno::LOOP) => return Err(strange("is a symbolic link")),
-        Err(Errno::NXIO | Errno::ISDIR) => return Err(strange("is no plain file")),
+        Err(Errno::NXIO | Errno::ISDIR) => return Err(strange("isn't a plain file")),
         other => other.map_err(place.failed("open"))?,
     };
     let found = file.metadata().map_err(Error::io("look at", path))?;
     if !found.is_file() || found.nlink() != 1 {
-        return Err(strange("is no plain file of this one name"));
+        return Err(strange("isn't a plain file with only this name"));
     }
     match owner.filter(|owner| owner.uid != found.uid()) {
         Some(_) => Err(strange("belongs to somebody else")),
@@ -208,10 +210,10 @@ pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
     }
 }
 
-/// Makes a folder of mode 0700 that belongs to `owner`, and those above it.
+/// Creates a folder of mode 0700 that belongs to `owner`, and those above it.
 ///
 /// # Errors
-/// When it can't be made.
+/// When it can't be created.
 pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
     let way = go_to(path, true).map_err(on_the_way(path))?;
     let failed =
@@ -219,14 +221,14 @@ pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result
     let folder = rustix::fs::openat(&way, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
         .map_err(failed("open"))?;
     let found = rustix::fs::fstat(&folder).map_err(failed("look at"))?;
-    // What is so already may lie where nothing can be changed.
+    // A folder that is already right may be where nothing can be changed.
     if found.st_mode & 0o7777 != 0o700 {
         rustix::fs::fchmod(&folder, Mode::RWXU).map_err(failed("chmod"))?;
     }
     give(&folder, path, owner)
 }
 
-/// Removes a file of a restored tree, whatever its flags; one that isn't there is fine.
+/// Removes a file of a restored tree, whatever its flags; a missing one is fine.
 ///
 /// # Errors
 /// When it can't be removed.
@@ -234,7 +236,7 @@ pub fn remove_owned(path: &Path) -> Result<()> {
     Place::find(path)?.remove()
 }
 
-/// Makes a link in the place of a file or link of this name.
+/// Creates a link, and replaces a file or link of this name.
 ///
 /// # Errors
 /// When the system refuses.
@@ -244,21 +246,21 @@ pub fn link(path: &Path, target: &Path) -> Result<()> {
     rustix::fs::symlinkat(target, &place.folder, place.name).map_err(place.failed("link"))
 }
 
-/// Who may read what is a data directory's: its owner, who its server is too. `None` where this process isn't root, and
-/// can't read more than it should.
+/// Returns who may read the files of a data directory: its owner, whom its server runs as. `None` if this process
+/// isn't root, and can't read more than it should.
 ///
 /// # Errors
-/// When the data directory can't be looked at.
+/// When the data directory can't be inspected.
 pub fn reader_of(data: &Path) -> Result<Option<Credentials>> {
     let found = data.metadata().map_err(Error::io("look at", data))?;
     let is_root = rustix::process::geteuid().is_root();
     Ok(is_root.then(|| Credentials { uid: found.uid(), gid: found.gid() }))
 }
 
-/// Reads a file that `reader` may read, and no other: root could read more. `None`: it isn't there.
+/// Reads a file only if `reader` may read it, because root could read more. `None` means that it isn't there.
 ///
 /// # Errors
-/// [`Error::Command`] when they may not read it.
+/// [`Error::Command`] when `reader` may not read it.
 pub fn read_as(path: &Path, reader: Option<Credentials>) -> Result<Option<Vec<u8>>> {
     let failed = Error::io("read", path);
     match std::fs::metadata(path) {
@@ -271,7 +273,7 @@ pub fn read_as(path: &Path, reader: Option<Credentials>) -> Result<Option<Vec<u8
     let Some(reader) = reader else {
         return File::open(path).map_err(failed).and_then(|file| all_of(file, path)).map(Some);
     };
-    // The owner of a file may read it by any way.
+    // The owner of a file may read it by any path.
     let own =
         open_itself(path).ok().filter(|file| file.metadata().is_ok_and(|m| m.uid() == reader.uid));
     if let Some(file) = own {
@@ -283,14 +285,16 @@ pub fn read_as(path: &Path, reader: Option<Credentials>) -> Result<Option<Vec<u8
     Ok(Some(bytes))
 }
 
-/// What a file has to its end. A beginning of it would pass for the whole.
+/// Reads a whole file. A part of it could be mistaken for the whole.
 fn all_of(file: impl Read, path: &Path) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(MOST + 1).read_to_end(&mut bytes).map_err(Error::io("read", path))?;
     if bytes.len() as u64 > MOST {
         let most = MOST >> 20;
         let what = format!("\"{}\" has more than {most} MiB", path.display());
-        return Err(Error::failed(what).with_hint("no configuration file has: see what it is"));
+        return Err(
+            Error::failed(what).with_hint("no configuration file is that large: see what it is")
+        );
     }
     Ok(bytes)
 }
@@ -302,7 +306,7 @@ mod tests {
 
     const NOBODY: Credentials = Credentials { uid: 65534, gid: 65534 };
 
-    /// A folder of nobody's in a folder of ours.
+    /// Creates a folder owned by nobody inside one of ours.
     fn theirs() -> (tempfile::TempDir, std::path::PathBuf) {
         assert!(rustix::process::geteuid().is_root(), "run as root: it makes another user's files");
         let scratch = tempfile::tempdir().unwrap();
@@ -348,7 +352,7 @@ mod tests {
             assert!(error.to_string().contains("a symbolic link that root hasn't made"), "{error}");
         }
         untouched(scratch.path());
-        // A name that is a link: it makes room, or it is refused.
+        // A name that is a link is replaced or refused.
         let name = folder.join("name");
         put(&victim, &name);
         assert!(open_log(&name, Some(NOBODY)).unwrap_err().to_string().contains("symbolic link"));

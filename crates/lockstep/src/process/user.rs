@@ -1,8 +1,8 @@
 //! Users of the operating system, and how a program becomes one.
 //!
-//! What could go wrong: a program that runs with a user's number alone and not with what else makes the user. A
-//! server without its supplementary groups can't read what is the group's (Debian's key is `ssl-cert`'s), and its
-//! restore_command then finds no archive, which PostgreSQL takes for the archive's end.
+//! What could go wrong: a program runs with only a user's number, without everything else that makes the user. A
+//! server without its supplementary groups can't read files of these groups (Debian's key belongs to `ssl-cert`), and
+//! its restore_command then finds no archive, which PostgreSQL takes for the archive's end.
 
 use super::{Credentials, Program};
 
@@ -20,7 +20,7 @@ pub struct User {
 }
 
 impl User {
-    /// A user by its name or number. Asked of getent(1), so that users from LDAP and the like are found too.
+    /// Looks up a user by name or number. This asks getent(1), so that users from LDAP and the like are found too.
     #[must_use]
     pub fn find(which: &str) -> Option<Self> {
         let out = Program::new("getent").args(["passwd", which]).run().ok()?;
@@ -37,7 +37,7 @@ impl User {
         Some(Self { name, ids: Credentials { uid, gid }, home, shell })
     }
 
-    /// What `su` and `runuser` set in the environment.
+    /// Returns what `su` and `runuser` set in the environment.
     pub(super) fn environment(&self) -> impl Iterator<Item = (&'static str, &str)> {
         let shell = if self.shell.is_empty() { "/bin/sh" } else { &self.shell };
         let name = self.name.as_str();
@@ -46,12 +46,12 @@ impl User {
     }
 }
 
-/// The variables that are another user's.
+/// The variables that differ from user to user.
 pub(super) const VARIABLES: [&str; 4] = ["HOME", "SHELL", "USER", "LOGNAME"];
 
-/// The beginning of a command line that makes a program another user's: setpriv(1) becomes it and then the program, so
-/// the process stays the same one. Without unsafe code the standard library can drop groups, and not take them.
-/// A number that no user has (a file's owner may be one) has no groups.
+/// Returns the beginning of a command line that runs a program as another user. setpriv(1) becomes that user and then
+/// the program, so the process stays the same one. Without unsafe code, the standard library can drop groups but not
+/// set them. A number that no user has (a file's owner may be one) has no groups.
 pub(super) fn becoming(ids: Credentials, known: Option<&User>) -> [String; 5] {
     let groups = if known.is_some() { "--init-groups" } else { "--clear-groups" };
     let Credentials { uid, gid } = ids;
@@ -94,7 +94,7 @@ mod tests {
             words.sort();
             words
         };
-        // Daemon's groups are its own alone; postgres may read Debian's keys.
+        // Daemon's only group is its own; postgres may read Debian's keys.
         for name in ["daemon", "postgres"] {
             let Some(user) = User::find(name) else { continue };
             let known = Program::new("id").args(["-G", name]).run().unwrap().stdout;

@@ -1,12 +1,11 @@
-//! Bookmarks in the place of a common set's snapshots: an increment can start from one, and it keeps
-//! nothing on disk.
+//! Replaces a common set's snapshots with bookmarks: an increment can start from one, and it keeps nothing on disk.
 //!
-//! A record says which bookmarks are Lockstep's and for which repositories: it is written before the
-//! first is made, and goes once each of these repositories has a newer set of this host.
+//! A record says which bookmarks are Lockstep's and for which repositories. It is written before the first bookmark
+//! is created, and removed once each of these repositories has a newer set of this host.
 //!
-//! What could go wrong: a repository gets another name in the configuration. So whatever a repository's name is, a
-//! record of the newest set that it has stays; and a name that the cluster hasn't any more may be that of one which
-//! can't be asked.
+//! What could go wrong: a repository gets another name in the configuration. So a record of the newest set that any
+//! repository has stays, whatever the repository's name is; and a name that the cluster no longer has may belong to a
+//! repository that doesn't answer.
 
 use super::in_common::Common;
 use crate::context::Context;
@@ -17,7 +16,7 @@ use crate::set::journal::{self, BookmarkRecord};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
 
-/// Whether bookmarks can stand for all of the set's snapshots that are shipped.
+/// Checks that bookmarks can replace all of the set's snapshots that are shipped.
 pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
     for volume in shipped(cx, set)? {
         if !cx.zfs.has_bookmarks(&volume.pool)? {
@@ -27,10 +26,10 @@ pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
     Ok(true)
 }
 
-/// Makes them.
+/// Creates them.
 ///
 /// # Errors
-/// When one can't be made: the pool may not allow it.
+/// When one can't be created: the pool may not allow it.
 pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> Result<()> {
     let volumes = shipped(cx, set)?;
     let record = BookmarkRecord {
@@ -46,13 +45,13 @@ pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> R
     Ok(())
 }
 
-/// Destroys those that nobody needs any more.
+/// Destroys the bookmarks that nobody needs any more.
 ///
 /// # Errors
 /// When one can't be destroyed.
 pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
     for record in records(cx)? {
-        // Where its set is here still, it stands for nothing.
+        // As long as its set is still here, it replaces nothing.
         let is_needed = is_needed(&record, commons, &cx.cluster.repositories);
         if is_needed && !cx.state.is_complete(record.set.as_str()) {
             continue;
@@ -66,12 +65,12 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the next increment to a repository may start from a record's bookmarks. `names` are those that the cluster's
-/// repositories have. A pure function.
+/// Checks whether the next increment to a repository may start from a record's bookmarks. `names` are those of the
+/// cluster's repositories. A pure function.
 fn is_needed(record: &BookmarkRecord, commons: &[Common], names: &[String]) -> bool {
     let was_renamed = record.repositories.iter().any(|name| !names.contains(name));
     let is_for = |common: &Common| was_renamed || record.repositories.contains(&common.repository);
-    // Ids sort by time; the newest may be this one, which has just been removed.
+    // Ids sort by time; the newest may be this set, which has just been removed.
     commons.iter().any(|common| match common.newest.as_deref() {
         None => is_for(common),
         Some(newest) if newest == record.set.as_str() => true,
@@ -79,7 +78,7 @@ fn is_needed(record: &BookmarkRecord, commons: &[Common], names: &[String]) -> b
     })
 }
 
-/// All records.
+/// Returns all records.
 ///
 /// # Errors
 /// When one can't be read.
@@ -88,7 +87,7 @@ fn records(cx: &Context) -> Result<Vec<BookmarkRecord>> {
     Ok(all.into_iter().map(|(_, record)| record).collect())
 }
 
-/// The sets of which all bookmarks are there. Those of a pool that is away may come back.
+/// Returns the sets whose bookmarks all exist. Those of a pool that isn't imported may come back.
 ///
 /// # Errors
 /// When a record can't be read, or ZFS fails.
@@ -112,7 +111,7 @@ fn path(cx: &Context, record: &BookmarkRecord) -> std::path::PathBuf {
     cx.state.path("bookmarks").join(format!("{}.json", record.set))
 }
 
-/// The volumes that are shipped: all but one of pg_wal alone, which is only if it is encrypted.
+/// Returns the volumes that are shipped: all but one of pg_wal alone, which is shipped only if it is encrypted.
 fn shipped<'a>(cx: &Context, set: &'a Manifest) -> Result<Vec<&'a SetVolume>> {
     let is_wal = |volume: &SetVolume| volume.parts.iter().all(|part| part.kind == PartKind::Wal);
     let wal = set.volumes.iter().filter(|volume| is_wal(volume));
@@ -152,7 +151,7 @@ mod tests {
             assert_eq!(is(&[("near", newest)]), expected, "{newest:?}");
             assert_eq!(is(&[("renamed", newest)]), expected, "{newest:?}");
         }
-        // It has a name still, and isn't the other one.
+        // It still has a name, so it isn't the other one.
         assert!(!is(&[("near", Some(newer)), ("far", None)]));
         assert!(!is(&[("near", Some(newer)), ("far", Some(older))]));
         // But whatever it was made for, nothing else starts from there.

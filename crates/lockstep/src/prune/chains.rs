@@ -1,35 +1,35 @@
-//! Which deltas of an image are merged once the sets that named them are gone: a pure function.
+//! Decides which deltas of an image to merge once the sets that named them are gone: a pure function.
 //!
-//! A delta that no set names any more and that a later one still needs goes into the next one that a
-//! set names. Where a chain has branched, it goes into each branch.
+//! A delta that no set names any more and that a later one still needs is merged into the next one that a set names.
+//! If a chain has branched, it goes into each branch.
 //!
-//! A merge holds something of each of its deltas in memory, so many at a time are merged in rounds: neighbours into
-//! the last of them, which no set names, and in the end what is left into the one that a set names. Each merge by
-//! itself leaves all that is there as it was, so it may end after any of them, and the next prune goes on.
+//! A merge holds something of each of its deltas in memory, so many deltas are merged in rounds: first neighbours
+//! into the last of them, which no set names, and in the end the rest into the delta that a set names. Each merge
+//! leaves everything consistent, so pruning may stop after any of them, and the next prune continues.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A delta as far as chains are concerned.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Link {
-    /// What it changes.
+    /// The delta that it changes.
     pub(super) base: Option<String>,
-    /// Bytes of its index, which a merge reads.
+    /// The size of its index, which a merge reads.
     pub(super) bytes: u64,
 }
 
-/// Deltas to be merged into their last: neighbours, oldest first.
+/// Neighbouring deltas to merge into the last of them, oldest first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Merge {
     /// Their ids.
     pub(super) deltas: Vec<String>,
-    /// Bytes of index that are read for it.
+    /// How many bytes of index the merge reads.
     pub(super) bytes: u64,
 }
 
-/// One round of merges of an image whose deltas are `links`, where sets name `heads`: each of at most `most` deltas.
-/// The cheapest come first, and none that makes all together read more than `budget` bytes. When it has been carried
-/// out another round may follow; it is the last that finds none.
+/// Returns one round of merges of an image whose deltas are `links` and of which sets name `heads`, each of at most
+/// `most` deltas. The cheapest come first, and together they read no more than `budget` bytes. After it, another
+/// round may follow; the round that finds none is the last.
 pub(super) fn merges(
     links: &BTreeMap<String, Link>,
     heads: &BTreeSet<String>,
@@ -39,7 +39,7 @@ pub(super) fn merges(
     let runs = heads.iter().filter_map(|head| run_into(links, heads, head));
     let mut all: Vec<_> = runs.flat_map(|run| batches(links, &run, most.max(2))).collect();
     all.sort_by(|a, b| (a.bytes, &a.deltas).cmp(&(b.bytes, &b.deltas)));
-    // Branches have what is before them in common.
+    // Branches share what is before them.
     all.dedup();
     let mut left = budget;
     all.into_iter()
@@ -51,7 +51,7 @@ pub(super) fn merges(
         .collect()
 }
 
-/// A head and what goes into it, oldest first.
+/// Returns a head and what is merged into it, oldest first.
 fn run_into(
     links: &BTreeMap<String, Link>,
     heads: &BTreeSet<String>,
@@ -68,14 +68,14 @@ fn run_into(
     (deltas.len() > 1).then_some(deltas)
 }
 
-/// What of a run is merged in this round.
+/// Returns which deltas of a run are merged in this round.
 fn batches(links: &BTreeMap<String, Link>, run: &[String], most: usize) -> Vec<Merge> {
     let merge = |deltas: &[String]| {
         let bytes = deltas.iter().filter_map(|id| links.get(id)).map(|link| link.bytes);
         Merge { deltas: deltas.to_vec(), bytes: bytes.fold(0, u64::saturating_add) }
     };
     match run {
-        // The oldest may be the full one, many times as large as the others: it comes in once, at the end.
+        // The oldest may be the full one, many times as large as the others: it is merged once, at the end.
         [_, younger @ ..] if run.len() > most => {
             let batches = younger.chunks(most).filter(|batch| batch.len() > 1);
             batches.map(merge).collect()
@@ -88,7 +88,7 @@ fn batches(links: &BTreeMap<String, Link>, run: &[String], most: usize) -> Vec<M
 mod tests {
     use super::*;
 
-    /// `"b<a"`: b changes a; of so many bytes.
+    /// `"b<a"` means that b changes a; with its size in bytes.
     fn links(all: &[(&str, u64)]) -> BTreeMap<String, Link> {
         let one = |(text, bytes): &(&str, u64)| {
             let (id, base) = text.split_once('<').map_or((*text, None), |(id, of)| (id, Some(of)));
@@ -118,9 +118,9 @@ mod tests {
     fn what_no_set_names_goes_into_the_next_that_one_names() {
         assert_eq!(merged(&CHAIN, &["a", "b", "c", "d", "e", "f"], u64::MAX), Vec::<String>::new());
         assert_eq!(merged(&CHAIN, &["a", "d", "f"], u64::MAX), ["b+c+d", "e+f"]);
-        // Of the first delta all is left: the next becomes whole.
+        // Everything of the first delta is still needed: the next one becomes full.
         assert_eq!(merged(&CHAIN, &["c", "f"], u64::MAX), ["d+e+f", "a+b+c"]);
-        // What comes after the last named one is nobody's base: it is collected.
+        // Nothing is based on what comes after the last named one: it is collected.
         assert_eq!(merged(&CHAIN, &["a", "b"], u64::MAX), Vec::<String>::new());
         assert_eq!(merged(&CHAIN, &[], u64::MAX), Vec::<String>::new());
     }
@@ -142,7 +142,7 @@ mod tests {
         let mut links = links(&CHAIN);
         let round = |links: &_| batched(links, &["f"], 2, u64::MAX);
         assert_eq!(round(&links), ["b+c", "d+e"]);
-        // As the merges leave it.
+        // The state that the merges leave.
         links.get_mut("c").unwrap().base = Some("a".into());
         links.get_mut("e").unwrap().base = Some("c".into());
         assert_eq!(round(&links), ["c+e"]);
@@ -173,7 +173,7 @@ mod tests {
                 assert!((2..=64).contains(&merge.deltas.len()));
                 let base = links[&merge.deltas[0]].base.clone();
                 let into = links.get_mut(merge.deltas.last().unwrap()).unwrap();
-                // As large as all of them, at the very worst.
+                // At worst, as large as all of them.
                 (into.base, into.bytes) = (base, merge.bytes);
             }
         }

@@ -1,8 +1,9 @@
 //! The newest set that this host and a repository both have: what the next increment starts from.
 //!
-//! What could go wrong: a repository doesn't answer, for minutes, and whoever holds the cluster's lock meanwhile keeps
-//! backups from being taken. So the repositories are asked before that is taken ([`Asked`]); what one says may be old by
-//! then, and is right enough: a set that has come since isn't known as common yet, and an older one is kept in its place.
+//! What could go wrong: a repository doesn't answer for minutes, and a process that holds the cluster's lock
+//! meanwhile blocks backups. So the repositories are asked before the lock is taken ([`Asked`]). Their answers may be
+//! outdated by then, but that is harmless: a set that was shipped since isn't known as common yet, and an older one
+//! is kept instead.
 
 use std::collections::BTreeSet;
 
@@ -15,11 +16,11 @@ use crate::set::notes;
 /// What this host has in common with a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Common {
-    /// The repository.
+    /// The repository's name.
     pub(super) repository: String,
     /// The newest set that both have.
     pub(super) newest: Option<String>,
-    /// Why it couldn't be asked; then `newest` is what it was last known to have.
+    /// Why it couldn't be asked; `newest` is then what it was last known to have.
     pub(super) problem: Option<String>,
 }
 
@@ -38,7 +39,7 @@ pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
     cx.cluster.repositories.iter().map(ask).collect()
 }
 
-/// None of them is asked: what each was last known to have counts.
+/// Asks none of them: what each was last known to have counts.
 pub(super) fn unasked(cx: &Context) -> Vec<Asked> {
     let unasked = |name: &String| {
         let there = Err(Error::failed("it wasn't asked"));
@@ -47,7 +48,7 @@ pub(super) fn unasked(cx: &Context) -> Vec<Asked> {
     cx.cluster.repositories.iter().map(unasked).collect()
 }
 
-/// What each has in common with this host; `local` are the sets that an increment can start from here.
+/// Returns what each has in common with this host; `local` are the sets that an increment can start from here.
 pub(super) fn with_all(cx: &Context, asked: &[Asked], local: &BTreeSet<String>) -> Vec<Common> {
     asked.iter().map(|asked| with_one(cx, asked, local)).collect()
 }
@@ -66,24 +67,24 @@ fn with_one(cx: &Context, asked: &Asked, local: &BTreeSet<String>) -> Common {
                 error.chain()
             );
             let known = newest(&|id| was_shipped(cx, id, name));
-            // It may have had another name until now: what was noted then is all that is known of it.
+            // It may have had another name until now: what was noted under that name is all that is known of it.
             (known.or_else(|| newest(&|id| was_shipped_elsewhere(cx, id))), Some(why))
         }
     };
     Common { repository: name.to_owned(), newest: newest.cloned(), problem }
 }
 
-/// Whether the set was seen complete in the repository: shipping writes that down.
+/// Checks whether the set was seen complete in the repository: shipping notes that.
 fn was_shipped(cx: &Context, set: &str, repository: &str) -> bool {
     set.parse().is_ok_and(|set| notes::is_shipped(cx, &set, repository, None))
 }
 
-/// The same of a repository that the cluster hasn't under that name any more.
+/// The same for a repository that the cluster no longer has under that name.
 fn was_shipped_elsewhere(cx: &Context, set: &str) -> bool {
     set.parse().is_ok_and(|set| notes::is_shipped_to_a_former_name(cx, &set))
 }
 
-/// Notes that the set is no longer complete in the repository, but was: it is about to be removed there.
+/// Notes that the set was complete in the repository, but is about to be removed there.
 ///
 /// # Errors
 /// When that can't be noted.

@@ -1,7 +1,7 @@
-//! The sets on this host: what is wrong with each or stands on it, the plan, and its carrying out.
+//! The sets on this host: what is wrong with each or depends on it, the plan, and its execution.
 //!
-//! A set that isn't whole (a snapshot gone, or another in its place) counts for no rule: it must not
-//! use up a place that a set which restores could have. It goes when its time has come.
+//! A set that isn't whole (a snapshot is gone or replaced by another) counts for no rule: it must not use up a place
+//! that a restorable set could have. It is removed when its time has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,10 +24,10 @@ use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
 
-/// Plans, shows the plan, and carries it out. `asked` is what the repositories have.
+/// Makes the plan, shows it, and carries it out. `asked` is what the repositories have.
 ///
 /// # Errors
-/// When the state or ZFS can't be read, or it was interrupted.
+/// When the state or ZFS can't be read, or the command was interrupted.
 pub(super) fn prune(
     cx: &Context,
     request: &Request,
@@ -43,7 +43,7 @@ pub(super) fn prune(
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let mut facts = Facts::take(cx, asked)?;
     if request.dry_run {
-        // Else it is gone by now.
+        // Otherwise it is gone by now.
         facts.pass_over(&restore::unfinished::to_be_undone(cx)?);
     }
     let damaged = facts.damaged.iter().map(|(id, _)| id);
@@ -84,13 +84,13 @@ pub(super) fn prune(
     Ok(Outcome { removed, error, ..Outcome::of(plan) })
 }
 
-/// Whether anything may be removed on this host.
+/// Checks whether anything may be removed on this host.
 pub(super) fn is_asked_for(cx: &Context, request: &Request) -> bool {
     cx.cluster.retention.local.is_some() || !request.sets.is_empty()
 }
 
-/// The sets of this host that could have been removed at that time already, by the policy as it is now and by what is known
-/// of the repositories without asking them; what stands on one keeps it.
+/// Returns the sets of this host that could already have been removed at that time, by the present policy and by what
+/// is known of the repositories without asking them. A set that something depends on is kept.
 ///
 /// # Errors
 /// When the state or ZFS can't be read.
@@ -116,33 +116,32 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
 
 fn is_away(set: &Manifest, pool: &str) -> String {
     format!(
-        "pool \"{pool}\" isn't imported: zpool import {}; where it is gone for good: lockstep prune --local --set {}",
+        "pool \"{pool}\" isn't imported: zpool import {}; if it is gone for good: lockstep prune --local --set {}",
         quote(pool),
         set.set
     )
 }
 
-/// What is there.
+/// What is on this host.
 struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
-    /// Where the snapshots of damaged sets are that are removed.
+    /// Where the snapshots of damaged sets that will be removed are.
     unread: BTreeMap<String, Unread>,
     standing: BTreeMap<SnapshotName, Standing>,
-    /// Snapshots that went elsewhere with their dataset or a promoted clone, by their name in the manifest.
+    /// Snapshots that moved with their dataset or a promoted clone, by their name in the manifest.
     moved: BTreeMap<SnapshotName, (SnapshotName, Standing)>,
     /// Pools that aren't imported.
     away: BTreeSet<String>,
     commons: Vec<Common>,
-    /// Common sets for which bookmarks will do.
+    /// Common sets that bookmarks can replace.
     replaceable: BTreeSet<String>,
-    /// Sets that shipments work on, or go on with.
+    /// Sets that shipments work on, or will resume.
     shipped: Vec<(String, Reason)>,
 }
 
-/// The sets that an increment can start from on this host: those whose snapshots are here, and those of which bookmarks
-/// are left.
+/// Returns the sets that an increment can start from on this host: those whose snapshots or bookmarks are here.
 ///
 /// # Errors
 /// When the state or ZFS can't be read.
@@ -151,7 +150,7 @@ pub(super) fn bases(cx: &Context) -> Result<BTreeSet<String>> {
 }
 
 impl Facts {
-    /// What is on this host.
+    /// Reads what is on this host.
     fn look(cx: &Context) -> Result<Self> {
         let (sets, damaged) = cx.state.sets()?;
         let volumes = sets.iter().flat_map(|set| &set.volumes);
@@ -192,12 +191,12 @@ impl Facts {
         Ok(())
     }
 
-    /// Whether nobody knows if the snapshot is there: its pool isn't imported, under another name neither.
+    /// Returns whether nobody knows if the snapshot exists: its pool isn't imported, nor found under another name.
     fn is_away(&self, volume: &SetVolume) -> bool {
         self.away.contains(&volume.pool) && !self.moved.contains_key(&volume.snapshot)
     }
 
-    /// Passes over clones that are taken away before anything is removed.
+    /// Ignores clones that are destroyed before anything is removed.
     fn pass_over(&mut self, going: &BTreeSet<DatasetName>) {
         let moved = self.moved.values_mut().map(|(_, standing)| standing);
         for standing in self.standing.values_mut().chain(moved) {
@@ -205,7 +204,7 @@ impl Facts {
         }
     }
 
-    /// The set's snapshot as it is now, by its present name.
+    /// Returns the set's snapshot as it is now, by its present name.
     fn found<'a>(&'a self, volume: &'a SetVolume) -> Option<(&'a SnapshotName, &'a Standing)> {
         let name = &volume.snapshot;
         let there = self.standing.get(name).filter(|standing| standing.guid == volume.guid);
@@ -213,7 +212,7 @@ impl Facts {
         there.map(|standing| (name, standing)).or_else(moved)
     }
 
-    /// The same, and what it has to do with repositories.
+    /// The same, with what concerns repositories.
     fn take(cx: &Context, asked: &[Asked]) -> Result<Self> {
         let mut facts = Self::look(cx)?;
         facts.find_moved(cx)?;
@@ -228,7 +227,7 @@ impl Facts {
         Ok(facts)
     }
 
-    /// Looks for the sets that shipments work on, or go on with.
+    /// Finds the sets that shipments work on, or will resume.
     fn find_shipped(&mut self, cx: &Context) -> Result<()> {
         for (set, repository) in at_work::all(cx)? {
             self.shipped.push((set, Reason::BeingShipped(repository)));
@@ -249,7 +248,7 @@ impl Facts {
         Ok(bases)
     }
 
-    /// A set that isn't whole is no start for an increment; but a pool that is away may come back.
+    /// No increment can start from a set that isn't whole; but a pool that isn't imported may come back.
     fn is_base(&self, set: &Manifest) -> bool {
         set.volumes.iter().all(|volume| {
             let standing = self.standing.get(&volume.snapshot);
@@ -261,8 +260,8 @@ impl Facts {
         self.commons.iter().any(|common| common.newest.as_deref() == Some(id))
     }
 
-    /// A set that is `named` goes also where its shipment was begun, or where its pool is gone, and no increment starts from it
-    /// until that comes back: who names it gives that up.
+    /// A set that is `named` is also removed if its shipment was begun, or if its pool is gone, and no increment can
+    /// start from it until the pool comes back: whoever names it accepts that.
     fn candidates(&self, sets: &[&Manifest], named: &[String]) -> Vec<Candidate> {
         let branches = Branches::of(sets.iter().map(|set| Member::from(*set)));
         let candidate = |set: &&Manifest| {
@@ -286,7 +285,7 @@ impl Facts {
         sets.iter().map(candidate).collect()
     }
 
-    /// Why the set can't be restored any more, or as long as its pool is away: then nobody knows what is gone.
+    /// Returns why the set can't be restored any more. While its pool isn't imported, nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
         if let Some(volume) = set.volumes.iter().find(|volume| self.is_away(volume)) {
             return Some(is_away(set, &volume.pool));
@@ -305,8 +304,8 @@ impl Facts {
         })
     }
 
-    /// What keeps the set from being removed. One that was named is given up where its pool is away, or a snapshot of it
-    /// was promoted elsewhere.
+    /// Returns what keeps the set from being removed. A named set is given up even if its pool isn't imported, or one
+    /// of its snapshots moved with a promoted clone.
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if self.is_away(volume) {
@@ -315,7 +314,7 @@ impl Facts {
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
                 return Some(format!(
-                    "\"{snapshot}\" belongs to another state_dir; where that one is gone, or the set is no longer its: lockstep adopt {}",
+                    "\"{snapshot}\" belongs to another state_dir; if that one is gone, or no longer has the set: lockstep adopt {}",
                     set.set
                 ));
             }
@@ -326,12 +325,12 @@ impl Facts {
         })
     }
 
-    /// Says which snapshots of a set that is given up can't be removed with it.
+    /// Reports which snapshots of a set that is given up can't be removed with it.
     fn tell_what_stays(&self, id: &str) {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes).filter(|v| self.is_away(v)) {
             tracing::warn!(
-                "set {id} is given up: pool \"{}\" is away, and keeps \"{}\" should it come back",
+                "set {id} is given up: pool \"{}\" isn't imported, and still has \"{}\" if it comes back",
                 volume.pool,
                 volume.snapshot
             );
@@ -346,7 +345,7 @@ impl Facts {
         }
     }
 
-    /// Looks for the snapshots of damaged sets that are to be removed, and says what of them stays.
+    /// Finds the snapshots of damaged sets that will be removed, and reports which of them stay.
     fn find_unread(&mut self, cx: &Context, plan: &mut Plan) -> Result<()> {
         for (id, _) in &self.damaged {
             if !plan.removed().any(|going| going == id.as_str()) {
@@ -415,7 +414,7 @@ impl Facts {
         Plan { place: Place::Local, configured: true, entries, problems, locks_until: None }
     }
 
-    /// Removes what the plan says, oldest first. What stays after all is left in the plan.
+    /// Removes what the plan says, oldest first. What can't be removed is recorded in the plan.
     fn carry_out(
         &self,
         cx: &Context,
@@ -453,7 +452,7 @@ impl Facts {
         removal::remove(cx, set, is_named)
     }
 
-    /// Its manifest doesn't say where its snapshots are; what goes is what was found when it was planned.
+    /// Its manifest doesn't say where its snapshots are. What was found when it was planned is removed.
     fn remove_damaged(&self, cx: &Context, id: &str) -> Result<Removal> {
         let damaged = self.damaged.iter().find(|(damaged, _)| damaged.as_str() == id);
         let (Some((id, _)), Some(found)) = (damaged, self.unread.get(id)) else {

@@ -1,8 +1,8 @@
-//! Locks of a repository's store as pruning sees them: until when a set can't go, and that what kept sets need stays
-//! locked.
+//! Locks of a repository's store as far as pruning is concerned: until when a set can't be removed, and how what kept
+//! sets need stays locked.
 //!
-//! What could go wrong: a set that the policy doesn't keep stays for its lock's sake, its lock is prolonged because it
-//! is there, and so it never goes. So what is kept for its lock alone isn't prolonged.
+//! What could go wrong: a set that the policy doesn't keep stays because of its lock, its lock is extended because it
+//! is there, and so it never goes. So the lock of a set that is kept for its lock alone isn't extended.
 
 use std::collections::BTreeSet;
 
@@ -28,9 +28,9 @@ impl Known {
         Ok(Self { locks: Locks::read(&repository.strata).map_err(of_strata)?, seconds })
     }
 
-    /// Until when the store lets nobody delete a set's manifest, where it locks what is written.
+    /// Returns until when the store lets nobody delete a set's manifest, if the store locks what is written.
     ///
-    /// Before that its removal would give nothing back, and take the set away.
+    /// Removing the set before that would free no space, and lose the set.
     pub(super) fn until(&self, repository: &Repository, set: &Shipped) -> Option<Timestamp> {
         if self.seconds == 0 {
             return None;
@@ -40,7 +40,7 @@ impl Known {
         locks::date(self.locks.ends(&path, shipped, None, self.seconds))
     }
 
-    /// Until when all that is kept would be locked, where it is time for that.
+    /// Returns until when everything that is kept would be locked, if an extension is due.
     pub(super) fn due(&self, now: Timestamp) -> Option<Timestamp> {
         let now = u64::try_from(now.as_second()).unwrap_or(0);
         let is_due = self.locks.is_due(now, self.seconds);
@@ -48,7 +48,7 @@ impl Known {
     }
 }
 
-/// The sets that are kept for another reason than their locks, and those of which nobody knows.
+/// Returns the sets that are kept for another reason than their locks, and those of which nothing is known.
 fn kept(plan: &Plan) -> BTreeSet<String> {
     let is_kept = |fate: &Fate| match fate {
         Fate::Keep(reasons) => reasons.iter().any(|why| !matches!(why, Reason::LockedUntil(_))),
@@ -59,16 +59,16 @@ fn kept(plan: &Plan) -> BTreeSet<String> {
     kept.map(|entry| entry.set.clone()).collect()
 }
 
-/// Looks at all of the repository, telling what the kept sets need from the rest.
+/// Surveys the whole repository, and separates what the kept sets need from the rest.
 pub(super) fn survey(repository: &Repository, plan: &Plan, terms: Terms) -> strata::Result<Survey> {
     Survey::take(&repository.strata, &kept(plan), terms)
 }
 
-/// Prolongs the locks of what the kept sets need, where that is due. Where the repository couldn't be tidied up, that is
-/// no reason to let them end: what can be read is seen to.
+/// Extends the locks of what the kept sets need, if that is due. If the repository couldn't be tidied up, that is no
+/// reason to let them end: they are extended for whatever can be read.
 ///
 /// # Errors
-/// Those of `still`. What else fails is noted in `done`, and tried again by the next run.
+/// Those of `still`. Any other failure is noted in `done`, and the next run tries again.
 pub(super) fn prolong(
     repository: &Repository,
     plan: &Plan,
@@ -107,8 +107,8 @@ pub(super) fn prolong(
     Ok(())
 }
 
-/// What the kept sets need, as far as it can be read; none where it isn't time for that, and nothing was left out that
-/// they may need by now.
+/// Returns what the kept sets need, as far as it can be read; none if no extension is due yet and nothing was left
+/// out that they may need by now.
 fn readable(repository: &Repository, plan: &Plan, now: u64) -> Result<Option<Survey>> {
     let strata = &repository.strata;
     let noted = Locks::read(strata).map_err(of_strata)?;

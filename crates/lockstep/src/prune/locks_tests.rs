@@ -1,4 +1,5 @@
-//! A repository is pruned whose store locks what is written: what is kept stays locked, and what isn't goes in the end.
+//! Prunes a repository whose store locks what is written: what is kept stays locked, and the rest is removed in the
+//! end.
 
 use std::sync::Arc;
 
@@ -16,7 +17,7 @@ use super::*;
 use crate::repository::Format;
 use crate::repository::kin::Identity;
 
-/// For so long the store locks.
+/// How long the store locks an object.
 const N: u64 = 1000;
 
 /// When the sets were shipped.
@@ -51,7 +52,7 @@ fn made(count: usize) -> (Memory, Locking, u64) {
     (memory, locking, shipped)
 }
 
-/// What is there beside what passes, and isn't locked until then.
+/// Returns what is there, apart from temporary objects, and isn't locked until then.
 fn unlocked(memory: &Memory, locking: &Locking, until: u64) -> Vec<String> {
     let prolonged = locking.prolonged();
     let mut paths = memory.paths("");
@@ -89,7 +90,7 @@ fn a_set_that_only_its_lock_keeps_goes_in_the_end() {
     let (_, locking, shipped) = made(4);
     let prune = |rules, after| pruned(Arc::new(locking.clone()), rules, shipped + after).unwrap();
     prune("last = 9", 10);
-    // It is due again, and all but one are kept for their locks alone.
+    // An extension is due again, and all sets but one are kept for their locks alone.
     let (removed, done) = prune("last = 1", 600);
     assert!(removed.is_empty() && done.locks_prolonged > 0, "{done:?}");
     assert!(prune("last = 1", 1009).0.is_empty());
@@ -98,9 +99,9 @@ fn a_set_that_only_its_lock_keeps_goes_in_the_end() {
     let reasons = format!("{:?}", plan.entries[0].fate);
     assert!(reasons.contains("LockedUntil"), "{reasons}");
     let (removed, done) = prune("last = 1", 1010);
-    // What only they needed was left out by then: each one's files, a pack and three tables.
+    // What only they needed had been left out by then: each one's files, a pack and three tables.
     assert_eq!((removed, done.merged, done.deleted), ([0, 1, 2].map(set_id).to_vec(), 6, 12));
-    // What was merged away was needed when the second one ran.
+    // What was merged away was still needed when the second run began.
     assert!(done.locked > 0, "{done:?}");
     let (_, late) = prune("last = 1", 1599);
     assert_eq!((late.deleted, late.locked), (0, done.locked));
@@ -116,11 +117,11 @@ fn what_cannot_be_read_stops_no_prolongation() {
     let now = shipped + N / 2;
     let (_, done) = pruned(Arc::new(locking.clone()), "last = 9", now).unwrap();
     assert!(done.merged == 0 && done.problems.is_empty(), "{done:?}");
-    // All but the files of the set that nobody can read.
+    // Everything but the files of the set that nobody can read.
     let left = unlocked(&memory, &locking, now + N);
     let own = |path: &String| path.contains("@files") || path.contains("/packs/");
     assert!(left.len() == 5 && left.iter().all(own), "{left:?}");
-    // A chain that is broken fails the prune, and what else there is is locked.
+    // A broken chain makes the prune fail, but everything else is locked.
     let (memory, locking, shipped) = made(4);
     memory.delete("clusters/main/volumes/tank=data/1.json").unwrap();
     let now = shipped + N / 2;
@@ -134,7 +135,7 @@ fn what_is_needed_again_is_locked_also_while_nothing_can_be_tidied() {
     let (memory, locking, shipped) = made(4);
     let storage: Arc<dyn Storage> = Arc::new(locking.clone());
     let manifest = |number| format!("clusters/main/sets/{}.json", set_id(number));
-    // The newest has no manifest yet when all is locked.
+    // The newest set has no manifest yet when everything is locked.
     let newest = memory.get(&manifest(3)).unwrap();
     memory.delete(&manifest(3)).unwrap();
     let (now, repository) = (shipped + N / 2, repository(storage.clone()));
@@ -146,7 +147,7 @@ fn what_is_needed_again_is_locked_also_while_nothing_can_be_tidied() {
     memory.put(&manifest(0), &["{".into()]).unwrap();
     let (_, done) = pruned(storage, "last = 9", now + 1).unwrap();
     assert_eq!((done.merged, done.locks_prolonged), (0, needed_by_nobody.len() as u64));
-    // What was written since has a lock of its own.
+    // What was written since has its own lock.
     assert_eq!(unlocked(&memory, &locking, now + N), [manifest(3)]);
 }
 
@@ -197,7 +198,7 @@ fn dead_at_any_call_the_next_run_locks_all() {
             let wanted = [now + N, now + 1 + N];
             let prolonged = locking.prolonged();
             assert!(prolonged.values().all(|until| wanted.contains(until)), "{why}");
-            // Index files that the second run's merge wrote are old to this store's clock only.
+            // Only to this store's clock are the index files old that the second run's merge wrote.
             let left: Vec<_> = memory
                 .paths("/packs/")
                 .into_iter()

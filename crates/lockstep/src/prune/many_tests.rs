@@ -1,7 +1,7 @@
-//! What a repository of many sets costs in calls to its store, and how many of them are made at once.
+//! Measures how many calls to its store a repository of many sets costs, and how many of them run at once.
 //!
-//! `LOCKSTEP_SETS` is how many sets, `LOCKSTEP_SETS_MS` how long each call takes; `LOCKSTEP_SETS_FOLDER` a folder for
-//! the repository, where it isn't to be in memory.
+//! `LOCKSTEP_SETS` is the number of sets, `LOCKSTEP_SETS_MS` how long each call takes; `LOCKSTEP_SETS_FOLDER` is a
+//! folder for the repository, if it shouldn't be in memory.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -56,7 +56,7 @@ impl FarAway {
         result
     }
 
-    /// What `run` costs: its calls by kind, and the most at once.
+    /// Returns what `run` costs: its calls by kind, and the most at once.
     fn cost<T>(&self, what: &str, run: impl FnOnce() -> T) -> (T, usize, usize) {
         self.calls.lock().unwrap().clear();
         self.most.store(0, Ordering::SeqCst);
@@ -134,7 +134,7 @@ fn write(repository: &Repository, image: &str, id: &str, base: Option<&str>) {
     writer.finish([]).unwrap();
 }
 
-/// A set an hour, each an increment to the one before.
+/// Publishes a set each hour, each an increment to the previous one.
 fn publish(repository: &Repository, at: u64) {
     let time = jiff::Timestamp::from_second(FIRST + i64::try_from(at).unwrap() * 3600).unwrap();
     let id = time.strftime("%Y%m%dT%H%M%SZ-aaaa").to_string();
@@ -210,7 +210,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
     };
     let (done, calls, most) = far.cost("prune, nothing to do", || work.run(&plan).unwrap());
     assert!(done.0.is_empty() && done.1.deleted == 0, "{done:?}");
-    // Manifests twice; of three deltas a set the descriptors, two of them twice, and a table of packs.
+    // Manifests twice; per set, the descriptors of three deltas, two of them twice, and a table of packs.
     assert!(calls <= count * 10 + 20, "{calls} calls for {count} sets");
     assert!((8..=16).contains(&most), "{most} at once");
 
@@ -219,7 +219,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         repack(&repository.strata, &options, true, &|| Ok(()), &mut |_, _| ()).unwrap()
     });
     assert!(sparse.packs.is_empty(), "{sparse:?}");
-    // The manifests, and of three deltas a set the descriptor and the table of packs.
+    // The manifests; per set, the descriptors of three deltas and the table of packs.
     assert!(calls <= count * 8 + 20, "{calls} calls for {count} sets");
 
     let (found, calls, _) = far.cost("ship, find the set", || {
@@ -237,7 +237,7 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
         assert_eq!((members.0.len(), members.1.len(), calls), (count, 0, expected));
         assert_eq!(members.0.last(), Some(&Member::from(&newest.manifest)));
     }
-    // What isn't one of ours is as if nothing had been written down.
+    // A file that isn't one of ours counts as nothing.
     std::fs::write(&seen, "{").unwrap();
     repository.members_seen(&seen).unwrap();
     let again = Repository { id: "another".into(), ..repository };

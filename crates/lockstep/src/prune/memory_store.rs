@@ -1,4 +1,4 @@
-//! A store in memory, for tests that let a program die at every call to it.
+//! A store in memory, for tests that let a program die at any call to it.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,12 +14,12 @@ use strata::store::{Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 pub(crate) struct Memory(Arc<Mutex<BTreeMap<String, Bytes>>>);
 
 impl Memory {
-    /// Another store with the same in it.
+    /// Returns another store with the same content.
     pub(crate) fn copy(&self) -> Memory {
         Memory(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
     }
 
-    /// The paths that hold `part`.
+    /// Returns the paths that contain `part`.
     pub(crate) fn paths(&self, part: &str) -> Vec<String> {
         let all = self.0.lock().unwrap();
         all.keys().filter(|path| path.contains(part)).cloned().collect()

@@ -1,17 +1,17 @@
-//! The sets in a repository: the plan, and its carrying out under the repository's lease.
+//! The sets in a repository: the plan, and its execution under the repository's lease.
 //!
-//! 1. The manifests of the removed sets go, oldest first, each with the descriptor of its files.
-//! 2. Deltas that no set names any more are merged into the next that one names.
-//! 3. Packs that hardly live any more are written anew, as far as a budget goes.
-//! 4. What nothing refers to is collected, once its grace time is over; the merged-away descriptors too.
-//!    They aren't deleted at once: a backup that began before this prune may be about to refer to one,
-//!    and a restore to read it. What an interrupted shipment of this host goes on from stays.
-//!    Where a folder has no room for the second or third step, that comes first, and they are tried again.
-//! 5. Where the store locks what is written, the locks of what the kept sets need are prolonged in time.
+//! 1. The manifests of the removed sets are deleted, oldest first, each with the descriptor of its files.
+//! 2. Deltas that no set names any more are merged into the next one that a set names.
+//! 3. Packs of which little is still needed are rewritten, within a budget.
+//! 4. What nothing refers to is collected once its grace time is over, merged-away descriptors included. They aren't
+//!    deleted at once: a backup that began before this prune may be about to refer to one, and a restore may be about
+//!    to read it. What an interrupted shipment of this host will resume from stays. If a folder has no room for the
+//!    second or third step, this step comes first, and they are tried again.
+//! 5. If the store locks what is written, the locks of what the kept sets need are extended in time.
 //!
-//! Whatever dies in between leaves every set restorable, and the next run goes on from what it finds. A
-//! set whose manifest can't be read is never removed, and stops the second to the fourth step:
-//! nobody knows what it needs. Nothing stops the fifth.
+//! Whenever the process dies, every set stays restorable, and the next run continues from what it finds. A set whose
+//! manifest can't be read is never removed, and stops the second to the fourth step, because nobody knows what it
+//! needs. Nothing stops the fifth.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -40,35 +40,35 @@ use crate::ship::{self, begun};
 use crate::steps;
 use crate::words::counted;
 
-/// Memory that a merge may take, about.
+/// About how much memory a merge may take.
 const MEMORY: u64 = 96 << 20;
-/// Deltas that are merged at a time: beside that memory a merge takes about 1.5 MiB for each.
+/// How many deltas are merged at a time: in addition to that memory, a merge takes about 1.5 MiB for each.
 const MERGED_AT_ONCE: usize = 64;
 
-/// What was done in a repository beside removing sets.
+/// What was done in a repository besides removing sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Done {
-    /// Deltas that were merged into a newer one.
+    /// Deltas merged into a newer one.
     pub merged: u64,
-    /// Packs that hardly lived any more, and whose living blocks are in new ones.
+    /// Packs of which little was still needed, and whose live blocks are now in new ones.
     pub repacked: u64,
-    /// Bytes of these new ones.
+    /// The total size of these new ones.
     pub repacked_bytes: u64,
-    /// As many more hardly live, and didn't fit into the budget.
+    /// How many more such packs there are that didn't fit into the budget.
     pub repack_left: u64,
     /// Objects that were deleted because nothing refers to them.
     pub deleted: u64,
-    /// Objects that wait for their grace time.
+    /// Objects whose grace time isn't over.
     pub waiting: u64,
-    /// Objects that would be deleted, but the store locks them still.
+    /// Objects that would be deleted, but the store still locks them.
     pub locked: u64,
-    /// Objects that kept sets need, and that the store locks for longer now.
+    /// Objects that kept sets need, and whose locks were extended.
     pub locks_prolonged: u64,
-    /// What of it failed, without harm.
+    /// What failed, without harm.
     pub problems: Vec<String>,
 }
 
-/// What there is once all that nobody needs has gone.
+/// The state after everything that nobody needs was removed.
 pub(super) struct Tidied {
     /// What was there before.
     pub(super) survey: Survey,
@@ -76,10 +76,10 @@ pub(super) struct Tidied {
     pub(super) gone: Vec<String>,
 }
 
-/// Plans, shows the plan, and carries it out.
+/// Makes the plan, shows it, and carries it out.
 ///
 /// # Errors
-/// When the repository can't be reached, somebody else prunes it, or it was interrupted.
+/// When the repository can't be reached, another process prunes it, or the command was interrupted.
 pub(super) fn prune(
     cx: &Context,
     name: &str,
@@ -93,7 +93,7 @@ pub(super) fn prune(
         show(&plan);
         return Ok(Outcome::of(plan));
     }
-    // On this host nobody else ships to it or prunes it; so a lease of this host's is a dead process's.
+    // On this host nobody else ships to it or prunes it, so a lease of this host was left by a dead process.
     let _lock = match request.dry_run {
         true => None,
         false => Some(at_work::lock(cx, name, "prune")?),
@@ -154,26 +154,26 @@ pub(super) fn prune(
     Ok(Outcome { plan, removed, done: Some(done), error })
 }
 
-/// What decides which sets of a repository are kept.
+/// Decides which sets of a repository are kept.
 pub(super) struct Choice<'a> {
-    /// None: the sets that are named are removed.
+    /// The policy; `None` if the named sets are to be removed.
     pub(super) policy: Option<&'a Policy>,
     /// Sets that were named.
     pub(super) named: &'a [String],
     /// Sets that an increment can start from on this host.
     pub(super) bases: &'a BTreeSet<String>,
-    /// What this host knows of which cluster it is.
+    /// What this host knows about which cluster it has.
     pub(super) identity: &'a Identity,
     pub(super) now: Timestamp,
     pub(super) zone: &'a jiff::tz::TimeZone,
 }
 
 impl Choice<'_> {
-    /// What would be done.
+    /// Makes the plan.
     pub(super) fn plan(&self, repository: &Repository) -> Result<Plan> {
         let (all, damaged) = repository.sets()?;
         let kin = Kin::of(self.identity, &all);
-        // Who names one gives it up.
+        // Whoever names a set gives it up.
         let is_ours = |set: &Shipped| self.policy.is_none() || kin.has(set);
         let (sets, others): (Vec<_>, Vec<_>) = all.into_iter().partition(is_ours);
         let ids = sets.iter().map(|set| set.manifest.set.to_string());
@@ -182,14 +182,14 @@ impl Choice<'_> {
         let locks = locks::Known::read(repository)?;
         let until = |set: &Shipped| locks.until(repository, set);
         let mut entries = self.decide(&sets, common.as_deref(), until);
-        // Who names one that can't be read gives it up.
+        // Whoever names a set that can't be read gives it up.
         let is_named = |set: &String| self.policy.is_none() && self.named.contains(set);
         let mut problems = Vec::new();
         let left: Vec<_> =
             damaged.iter().map(|(set, _)| set).filter(|set| !is_named(set)).collect();
         if let Some(first) = left.first() {
             problems.push(format!(
-                "{} of its sets can't be read: nothing is merged or collected, for nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
+                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
                 left.len(), repository.name
             ));
         }
@@ -209,7 +209,7 @@ impl Choice<'_> {
         Ok(Plan { place, configured: true, entries, problems, locks_until })
     }
 
-    /// What becomes of the sets that can be read and that the policy is about. `common` is the newest that this host has
+    /// Decides about the sets that can be read and that the policy covers. `common` is the newest that this host has
     /// too; `locked_until` says of each how long the store locks it. A pure function.
     fn decide(
         &self,
@@ -249,7 +249,7 @@ impl Choice<'_> {
     }
 }
 
-/// The entry of a set of another cluster that has the same name: no policy of this one's is about it.
+/// Returns the entry for a set of another cluster with the same name: no policy of this cluster covers it.
 fn anothers(set: &Shipped) -> Entry {
     let found = set.manifest.postgres.system_identifier;
     let hint = kin::hint(set.manifest.cluster.as_str(), found);
@@ -267,40 +267,40 @@ fn link(descriptor: &Descriptor) -> Link {
     Link { base: descriptor.base.clone(), bytes }
 }
 
-/// The carrying out of a plan.
+/// What is needed to carry out a plan.
 pub(super) struct Work<'a, R> {
     pub(super) repository: &'a Repository,
     /// What objects keep from older deltas.
     pub(super) rules: &'a R,
-    /// Bytes of indexes that merges may read.
+    /// How many bytes of indexes merges may read.
     pub(super) budget: u64,
-    /// Deltas that are merged at a time.
+    /// How many deltas are merged at a time.
     pub(super) at_once: usize,
-    /// Which packs are written anew, and at most how much of them.
+    /// Which packs are rewritten, and how much of them at most.
     pub(super) repack: Option<RepackOptions>,
-    /// Seconds.
+    /// The grace time, in seconds.
     pub(super) grace: u64,
     /// When the run began, in Unix time.
     pub(super) now: u64,
-    /// The same as it is when it is asked: a run may take hours.
+    /// The present time: a run may take hours.
     pub(super) clock: &'a dyn Fn() -> u64,
     /// Called before a set is removed.
     pub(super) mark: &'a dyn Fn(&str) -> Result<()>,
-    /// What shipments that were interrupted go on from.
+    /// Returns what interrupted shipments will resume from.
     pub(super) begun: &'a dyn Fn() -> Result<Begun>,
     /// Called before each step.
     pub(super) reached: &'a dyn Fn(&str) -> Result<()>,
-    /// Asked before each object is deleted or replaced, and now and then: whether the lease is held still, and nobody
-    /// has interrupted it.
+    /// Called before each object is deleted or replaced, and now and then: checks that the lease is still held and
+    /// that nobody has interrupted the run.
     pub(super) still: &'a dyn Fn() -> Result<()>,
-    /// That the store itself says so, now.
+    /// Checks the lease with the store itself, now.
     pub(super) confirm: &'a dyn Fn() -> Result<()>,
-    /// The plan says of each set whether it is kept: then the locks of what these need are prolonged.
+    /// Whether to extend the locks of what the kept sets need: the plan says of each set whether it is kept.
     pub(super) prolongs: bool,
 }
 
 impl<R: Rules> Work<'_, R> {
-    /// Removes the plan's sets, merges, collects, and prolongs locks. What was done counts also where the rest fails: a
+    /// Removes the plan's sets, merges, collects, and extends locks. What was done counts even if the rest fails: a
     /// set that was removed is gone.
     fn carry_out(&self, plan: &Plan, removed: &mut Vec<String>, done: &mut Done) -> Result<()> {
         for set in plan.removed() {
@@ -319,7 +319,7 @@ impl<R: Rules> Work<'_, R> {
             (self.reached)("prune.repository-locks")?;
             let (still, there) = (self.still_of_strata(), tidied.as_ref().ok());
             let there = there.and_then(Option::as_ref);
-            // What has died since the run began isn't prolonged, and was needed then.
+            // What became unneeded since the run began was needed then; its locks aren't extended.
             locks::prolong(self.repository, plan, there, self.by_now(), &still, done)?;
         }
         tidied.map(drop).map_err(|error| match error.lacks_room() {
@@ -328,17 +328,17 @@ impl<R: Rules> Work<'_, R> {
         })
     }
 
-    /// Why there was no room, and what makes some: another run of this one may not.
+    /// Explains why there was no room, and what frees some: another run of this command may not.
     fn without_room(&self, error: Error) -> Error {
         let (waiting, since) = Doomed::read(&self.repository.strata).unwrap_or_default().oldest();
         let due = since.and_then(|since| i64::try_from(since.saturating_add(self.grace)).ok());
         let due = due.and_then(|due| Timestamp::from_second(due).ok());
-        const BY_HAND: &str = "make room there, by what isn't the repository's";
+        const BY_HAND: &str = "make room there by removing files that aren't the repository's";
         let hint = due.map_or_else(
             || format!("nothing in it waits to be deleted: {BY_HAND}, or let its retention keep fewer sets"),
             |due| {
                 format!(
-                    "{} wait for their grace time, the first until {}: a prune then deletes what is due, and has its room; where that is too late, {BY_HAND}",
+                    "{} wait for their grace time, the first until {}: a prune after that deletes what is due, and has its room; if that is too late, {BY_HAND}",
                     counted(waiting as u64, "object"),
                     due.strftime("%Y-%m-%d %H:%M:%SZ")
                 )
@@ -347,14 +347,14 @@ impl<R: Rules> Work<'_, R> {
         Error::failed(error.chain()).with_hint(hint)
     }
 
-    /// Merges and collects, unless there is a set of which nobody knows what it needs.
+    /// Merges and collects, unless nobody knows what one of the sets needs.
     fn tidy(&self, plan: &Plan, done: &mut Done) -> Result<Option<Tidied>> {
-        // One that can't be read, and wasn't given up.
+        // A set that can't be read and wasn't given up.
         if plan.entries.iter().any(|entry| entry.time.is_none() && entry.fate != Fate::Remove) {
             return Ok(None);
         }
         if let Err(error) = self.rewrite(plan, done) {
-            // What is due makes room.
+            // What is due frees room.
             if !error.lacks_room() || self.collect(self.survey(plan)?, done)?.gone.is_empty() {
                 return Err(error);
             }
@@ -362,7 +362,7 @@ impl<R: Rules> Work<'_, R> {
         }
         (self.reached)("prune.repository-collect")?;
         let mut survey = self.survey(plan)?;
-        // What an earlier run left, for its budget was spent or it was ended.
+        // What an earlier run left because its budget was spent or it was ended.
         let has_changed = self.has_changed(plan, done);
         let goes_on =
             |repack: &RepackOptions| !has_changed && survey.has_sparse(repack.live_percent);
@@ -380,7 +380,7 @@ impl<R: Rules> Work<'_, R> {
         full.map_or(Ok(Some(tidied)), Err)
     }
 
-    /// What takes room: merges, and what hardly lives any more for that.
+    /// Does what takes room: merges, and the rewriting of packs.
     fn rewrite(&self, plan: &Plan, done: &mut Done) -> Result<()> {
         self.merge_all(&mut done.merged)?;
         if self.has_changed(plan, done) { self.repack(done) } else { Ok(()) }
@@ -400,7 +400,7 @@ impl<R: Rules> Work<'_, R> {
         Ok(Tidied { survey, gone: collected.deleted })
     }
 
-    /// Looks at all of the repository, and counts as needed what interrupted shipments go on from.
+    /// Surveys the whole repository, and counts as needed what interrupted shipments will resume from.
     fn survey(&self, plan: &Plan) -> Result<Survey> {
         let survey = locks::survey(self.repository, plan, self.terms());
         let begun = (self.begun)()?;
@@ -408,7 +408,7 @@ impl<R: Rules> Work<'_, R> {
         survey.map_err(of_strata)
     }
 
-    /// Writes what lives in packs that are mostly dead anew.
+    /// Rewrites what is still needed in packs that are mostly dead.
     fn repack(&self, done: &mut Done) -> Result<()> {
         let Some(options) = &self.repack else { return Ok(()) };
         (self.reached)("prune.repository-repack")?;
@@ -434,19 +434,19 @@ impl<R: Rules> Work<'_, R> {
         Terms { grace: self.grace, began: self.now, noted: self.by_now() }
     }
 
-    /// No clock that was set back makes it earlier than the run's beginning.
+    /// Returns the present time, but never one before the run began, even if the clock was set back.
     fn by_now(&self) -> u64 {
         (self.clock)().max(self.now)
     }
 
-    /// The manifest first: from here on there is no such set.
+    /// The manifest first: from here on, the set doesn't exist.
     fn remove(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
         Stored::delete_if(strata, set, &self.still_of_strata()).map_err(of_strata)
     }
 
-    /// Nothing starts from its files' delta. But a host that has the lease by now may have shipped the set again: so the store
-    /// is asked whose it is, whatever it said a moment ago.
+    /// No delta is based on the set's files. But a host that has the lease by now may have shipped the set again, so
+    /// the store is asked whose the lease is, whatever it said a moment ago.
     fn remove_files(&self, set: &str) -> Result<()> {
         let strata = &self.repository.strata;
         let files = descriptor_path(strata, FILES_IMAGE, set).map_err(of_strata)?;
@@ -479,7 +479,7 @@ impl<R: Rules> Work<'_, R> {
                     *merged += run.deltas.len() as u64 - 1;
                     budget = budget.saturating_sub(run.bytes);
                 }
-                // Only now: to its own round a delta is what it was planned with.
+                // Not earlier: within its own round, a delta is what it was planned with.
                 let replaced = into.into_iter().map(|delta| (delta.id.clone(), delta));
                 descriptors.extend(replaced);
             }
@@ -496,7 +496,7 @@ impl<R: Rules> Work<'_, R> {
             .map_err(of_strata)
     }
 
-    /// The descriptors of all chains that end in `heads`.
+    /// Returns the descriptors of all chains that end in `heads`.
     fn descriptors(
         &self,
         image: &str,

@@ -1,4 +1,4 @@
-//! Raw segments in a repository that is pruned: a segment stays as long as any kept set's chain has it.
+//! Prunes raw segments in a repository: a segment stays as long as any kept set's chain contains it.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use super::*;
 use crate::prune::memory_store::Memory;
 use crate::repository::raw::stored_tests::{image, publish, received, repository, stream};
 
-/// Two chains, and the beginning of a third: what each set's segment is an increment to.
+/// Two chains and the beginning of a third: what each set's segment is an increment to.
 const BASES: [Option<u64>; 7] = [None, Some(1), Some(2), None, Some(4), Some(5), None];
 /// The sets' chains.
 const CHAINS: [&[u64]; 7] = [&[1], &[1, 2], &[1, 2, 3], &[4], &[4, 5], &[4, 5, 6], &[7]];
@@ -25,7 +25,7 @@ fn filled() -> Memory {
     memory
 }
 
-/// The segments that are there; every set's stream is whole, and nothing is left over.
+/// Returns the segments that are there, after checking that every set's stream is whole and nothing is left over.
 fn segments(memory: &Memory, why: &str) -> Vec<u64> {
     let repository = repository(Arc::new(memory.clone()));
     let options = CheckOptions { read_data: true, known: vec!["leases/".into()] };
@@ -55,13 +55,13 @@ fn a_segment_stays_as_long_as_a_set_needs_it() {
     let memory = filled();
     let repository = repository(Arc::new(memory.clone()));
     assert_eq!(segments(&memory, "as written"), [1, 2, 3, 4, 5, 6, 7]);
-    // The newest set and the one in common with this host, which is the third.
+    // The newest set, and the one in common with this host, which is the third.
     let (removed, done) = remove(&repository, "last = 1", &[2]).unwrap();
     assert_eq!(removed, [0, 1, 3, 4, 5].map(set_id));
     assert_eq!(done.merged, 0, "raw segments are never merged");
     assert_eq!(segments(&memory, "two left"), [1, 2, 3, 7]);
     assert!(done.deleted > 0);
-    // The next one starts from what is in common: its whole chain is there.
+    // The next one starts from the common set, whose whole chain is there.
     publish(&repository, "20261108T000000Z-aaaa", &stream(8, Some(3))).unwrap();
     assert_eq!(received(&repository, "20261108T000000Z-aaaa").unwrap().len(), 4);
 }

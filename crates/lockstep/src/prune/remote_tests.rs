@@ -1,5 +1,5 @@
-//! A repository is pruned: what is kept folds to the same content, also where the program dies at any
-//! call to the store; what nobody needs is gone in the end.
+//! Prunes a repository: what is kept folds to the same content, even if the program dies at any call to the store;
+//! what nobody needs is gone in the end.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ use crate::set::manifest::tests::manifest;
 use crate::volume::zfs::DatasetName;
 
 impl<R: Rules> Work<'_, R> {
-    /// What was done; where it failed, why alone.
+    /// Returns what was done; on a failure, only the reason.
     pub(in crate::prune) fn run(&self, plan: &Plan) -> Result<(Vec<String>, Done)> {
         let (mut removed, mut done) = (Vec::new(), Done::default());
         self.carry_out(plan, &mut removed, &mut done).map(|()| (removed, done))
@@ -44,7 +44,7 @@ pub(in crate::prune) fn repository(storage: Arc<dyn Storage>) -> Repository {
     Repository { name: "offsite".into(), config, id: "0".into(), strata }
 }
 
-/// An image: objects of so many blocks, each a byte.
+/// An image: each object is a list of blocks, each a single byte.
 pub(in crate::prune) type Image = BTreeMap<u64, Vec<u8>>;
 const BLOCK: usize = 64;
 
@@ -57,7 +57,7 @@ fn small() -> ImageOptions {
     ImageOptions { frame_size: 500, packs, ..ImageOptions::default() }
 }
 
-/// What each image holds in each set: a few blocks change from one to the next, objects come and go.
+/// Returns what each image holds in each set: a few blocks change from one to the next, objects come and go.
 pub(in crate::prune) fn history(count: usize) -> Vec<[Image; 2]> {
     let mut random = fastrand::Rng::with_seed(7);
     let mut now = [Image::new(), Image::new()];
@@ -169,7 +169,7 @@ fn folded(repository: &Repository, image: &str, id: &str) -> Image {
     rebuild.0
 }
 
-/// Every set that is there holds what it held, files and all.
+/// Checks that every set there holds what it held, including its files.
 pub(in crate::prune) fn assert_whole(
     memory: &Memory,
     history: &[[Image; 2]],
@@ -265,10 +265,10 @@ fn a_set_that_can_not_be_read_stays_until_it_is_named() {
 fn removed_sets_go_with_all_that_is_theirs() {
     let (memory, history) = filled(7);
     let repository = repository(Arc::new(memory.clone()));
-    // 2026-11-01 is a Sunday: the sets are one of one week and six of the next.
+    // 2026-11-01 is a Sunday: one set is in one week, and six are in the next.
     let (removed, done) = prune(&repository, &policy("last = 2\nweekly = 2"), &[]).unwrap();
     assert_eq!(removed, [1, 2, 3, 4].map(set_id));
-    // 1 to 4 into 5, of two images.
+    // 1 to 4 are merged into 5, in two images.
     assert_eq!(done.merged, 8);
     assert_eq!(assert_whole(&memory, &history, "pruned"), [0, 5, 6].map(set_id));
     assert_eq!(memory.paths("tank=data/").iter().filter(|p| p.ends_with(".json")).count(), 3);
@@ -276,7 +276,7 @@ fn removed_sets_go_with_all_that_is_theirs() {
     assert!([1, 2, 3, 4].iter().all(|n| !files.iter().any(|path| path.contains(&set_id(*n)))));
     let report = check(&repository.strata, &CheckOptions::default()).unwrap();
     assert!(report.orphans.is_empty(), "{:?}", report.orphans);
-    // The one that all others changed goes: the next becomes whole.
+    // The full delta that all others were based on is removed: the next becomes full.
     let (removed, done) = prune(&repository, &policy("last = 1"), &[]).unwrap();
     assert_eq!((removed.len(), done.merged), (2, 4));
     assert_eq!(assert_whole(&memory, &history, "pruned again"), [set_id(6)]);
@@ -284,8 +284,8 @@ fn removed_sets_go_with_all_that_is_theirs() {
     assert_eq!((removed.len(), done), (0, Done::default()));
 }
 
-/// What lives of packs whose sets have gone is in new ones, as far as the budget goes; the old ones go like all that nobody
-/// needs.
+/// What is still needed of packs whose sets are gone is moved to new ones, as far as the budget goes; the old ones
+/// are removed like everything that nobody needs.
 #[test]
 fn packs_that_hardly_live_are_written_anew() {
     let packs = |memory: &Memory| {
@@ -302,7 +302,7 @@ fn packs_that_hardly_live_are_written_anew() {
         let (removed, done) = work.run(&plan).unwrap();
         assert_eq!(removed.len(), 8);
         assert_eq!(assert_whole(&memory, &history, "written anew"), [set_id(8)]);
-        // Nothing has died since.
+        // Nothing has become unneeded since.
         let again = self::plan(&repository, &policy("last = 1"), &[]).unwrap();
         assert_eq!(work.run(&again).unwrap().1.repacked, 0);
         assert_eq!(assert_whole(&memory, &history, "once more"), [set_id(8)]);
@@ -315,7 +315,7 @@ fn packs_that_hardly_live_are_written_anew() {
     assert!(least < after && after <= before, "{least}, {after} and {before} bytes");
 }
 
-/// What a budget, or an end, leaves of it is gone on with by a later run, though nothing has died since.
+/// What a budget or an end leaves undone is continued by a later run, even if nothing has become unneeded since.
 #[test]
 fn packs_that_were_left_are_written_anew_by_the_next_run() {
     let ends = |step: &str| match step {
@@ -344,7 +344,7 @@ fn packs_that_were_left_are_written_anew_by_the_next_run() {
         let (removed, done) = work.run(&plan()).unwrap();
         assert!(removed.is_empty() && done.repacked > 1 && done.repack_left == 0, "{done:?}");
         assert_eq!(assert_whole(&memory, &history, "gone on with"), [set_id(8)]);
-        // With nothing left to do it costs no request to see that.
+        // If nothing is left to do, noticing that costs no request.
         work.run(&plan()).unwrap();
         let calls = |repack| {
             counting.take();
@@ -364,7 +364,7 @@ fn sets_of_random_policies_stay_as_they_were() {
         let repository = repository(Arc::new(memory.clone()));
         let mut left = 9;
         while left > 1 {
-            // Any set may go: the policy of a plan is one thing, its carrying out another.
+            // Any set may be removed: a plan's policy is one thing, its execution another.
             let mut plan = plan(&repository, &policy("last = 9"), &[]).unwrap();
             for entry in &mut plan.entries {
                 if left > 1 && random.u8(..3) == 0 {
@@ -372,7 +372,7 @@ fn sets_of_random_policies_stay_as_they_were() {
                     left -= 1;
                 }
             }
-            // Runs that one merge takes, and those that need several rounds.
+            // Both runs that one merge takes, and runs that need several rounds.
             let at_once = [2, 3, 64][usize::try_from(seed).unwrap() % 3];
             Work { at_once, ..work(&repository, 0) }.run(&plan).unwrap();
             let sets = assert_whole(&memory, &history, &format!("seed {seed}, {left} left"));
@@ -385,7 +385,7 @@ fn sets_of_random_policies_stay_as_they_were() {
 fn the_common_set_is_kept_and_the_next_increment_fits() {
     let (memory, history) = filled(5);
     let repository = repository(Arc::new(memory.clone()));
-    // This host has the second set and one that isn't there.
+    // This host has the second set, and one that isn't in the repository.
     let plan_of = plan(&repository, &policy("last = 1"), &[1, 8]).unwrap();
     assert_eq!(plan_of.removed().collect::<Vec<_>>(), [0, 2, 3].map(set_id));
     work(&repository, 0).run(&plan_of).unwrap();
@@ -393,7 +393,7 @@ fn the_common_set_is_kept_and_the_next_increment_fits() {
     history.push(history[4].clone());
     publish(&repository, 5, &history, Some(1));
     assert_eq!(assert_whole(&memory, &history, "a branch"), [1, 4, 5].map(set_id));
-    // Where it branched goes: into both.
+    // The delta at the branch is removed: it goes into both branches.
     prune(&repository, &policy("last = 2"), &[]).unwrap();
     assert_eq!(assert_whole(&memory, &history, "the branches"), [4, 5].map(set_id));
 }
@@ -405,7 +405,7 @@ fn merged_away_deltas_wait_for_a_backup_that_starts_from_one() {
     let plan_of = plan(&repository, &policy("last = 1"), &[]).unwrap();
     let (_, done) = work(&repository, 3600).run(&plan_of).unwrap();
     assert!(done.merged == 6 && done.deleted == 0 && done.waiting > 0, "{done:?}");
-    // It began before the prune, and ends after it.
+    // The shipment began before the prune, and ends after it.
     let mut history = history;
     history.push(history[3].clone());
     publish(&repository, 4, &history, Some(2));
@@ -432,7 +432,7 @@ fn what_a_long_run_merges_away_waits_from_its_end_on() {
     let late = run("last = 1", NOW + 6600, 0);
     assert_eq!((late.deleted, late.waiting), (first.waiting, 0), "{late:?}");
     assert_eq!(assert_whole(&memory, &history, "collected"), [set_id(3)]);
-    // A clock that was set back notes nothing earlier than the run began.
+    // With a clock that was set back, nothing is noted as earlier than the beginning of the run.
     publish(&repository, 0, &history, None);
     let plan = plan(&repository, &policy("last = 1"), &[]).unwrap();
     let (begun, clock) = (NOW + 9000, &|| NOW);
@@ -470,7 +470,7 @@ impl Around for FullStore {
     }
 }
 
-/// It would find none the next time either: what waits makes it, and when that is.
+/// The next run would find no room either, so the hint says which waiting objects will free some, and when.
 #[test]
 fn a_prune_without_room_does_not_recommend_itself() {
     let (memory, _) = filled(6);
@@ -510,7 +510,8 @@ impl Around for FirstDeleteFails {
     }
 }
 
-/// Once its manifest is gone, another host that has the lease by now may ship the set again: its files are that one's.
+/// Once its manifest is gone, another host that now has the lease may ship the set again: the files are then that
+/// host's.
 #[test]
 fn a_set_s_files_go_only_where_the_store_says_that_the_lease_is_held() {
     let (memory, _) = filled(2);
@@ -528,7 +529,7 @@ fn a_set_s_files_go_only_where_the_store_says_that_the_lease_is_held() {
         let work = Work { still, confirm: &lost, ..work(&repository, 0) };
         assert_eq!(work.run(&plan).unwrap_err().to_string(), "the lease was lost");
     };
-    // The manifest's own deletion fails for now, and the lease is lost before it is tried again.
+    // Deleting the manifest fails for now, and the lease is lost before the next attempt.
     let failing = Arc::new(FirstDeleteFails(memory.clone(), AtomicBool::default()));
     let still = || if failing.1.load(Ordering::SeqCst) { lost() } else { Ok(()) };
     run(failing.clone(), &still);
@@ -548,7 +549,7 @@ fn a_set_that_cannot_be_read_stays_and_nothing_is_merged() {
     assert!(plan_of.has_problems());
     let (removed, done) = work(&repository, 0).run(&plan_of).unwrap();
     assert_eq!((removed, done), ([0, 2].map(set_id).to_vec(), Done::default()));
-    // Repaired, it restores.
+    // After the repair it restores.
     memory.put(&path, &[good]).unwrap();
     assert_eq!(assert_whole(&memory, &history, "repaired"), [1, 3].map(set_id));
 }
@@ -589,7 +590,7 @@ fn nothing_is_deleted_or_replaced_once_the_lease_is_lost() {
             assert!(times > 40, "only asked {times} times");
             return;
         };
-        // Its own words and hint, although it came through the crate below.
+        // The error keeps its own words and hint, although it came through the crate below.
         assert_eq!(error.to_string(), "the lease was lost");
         assert_eq!(error.hint().as_deref(), Some("run it again"));
         let is_change = |call: &Call| {
@@ -630,7 +631,7 @@ fn a_check_beside_a_prune_finds_nothing() {
         let memory = filled.copy();
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
         format.create(repository(storage.clone()).strata.store()).unwrap();
-        // What is no key, and is removed too: it may be listed, and then it is gone.
+        // Not a key, and also removed: it may be listed and then be gone.
         memory.put("keys/a.json", &["{".into()]).unwrap();
         let pruned = repository(storage.clone());
         let meanwhile = Arc::new(Meanwhile::new(storage, at, move || {
@@ -641,7 +642,7 @@ fn a_check_beside_a_prune_finds_nothing() {
         let checked = crate::repository::check::run(&checking, Some(100), &[], &mut |_, _| true);
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
-        // The key is the last that is read.
+        // The key is read last.
         let is_late = at + 1 >= calls;
         let is_key = |finding: &Finding| is_late && finding.what.contains("keys/a.json");
         let wrong: Vec<_> = findings
@@ -656,7 +657,7 @@ fn a_check_beside_a_prune_finds_nothing() {
     }
 }
 
-/// Index files that belong to this delta as it is.
+/// Counts the index files that belong to this delta in its present form.
 fn own_indexes(memory: &Memory, delta: &str) -> usize {
     memory.paths(&format!("tank=data/{delta}.")).iter().filter(|p| p.ends_with(".parquet")).count()
 }
@@ -679,7 +680,7 @@ fn a_run_longer_than_a_merge_takes_is_merged_in_rounds() {
         assert_eq!((removed.len(), done.merged), (11, 22), "{why}");
         assert!(merges.get() > 4, "{why}: {} merges", merges.get());
         assert_eq!(assert_whole(&memory, &history, &why), [set_id(11)]);
-        // Of what the rounds wrote in between nothing is left.
+        // Nothing is left of what the rounds wrote in between.
         assert_eq!(own_indexes(&memory, "11"), 3, "{why}");
         let report = check(&repository.strata, &CheckOptions::default()).unwrap();
         assert!(report.orphans.is_empty(), "{why}: {:?}", report.orphans);
@@ -708,7 +709,7 @@ fn a_budget_may_end_between_rounds_and_the_next_run_goes_on() {
     assert_eq!(heads, 1, "all is merged");
 }
 
-/// The program dies at every call in turn; what is kept is whole, and the next run finishes.
+/// Lets the program die at every call in turn; what is kept is whole, and the next run finishes.
 fn dies(fault: Fault, at_once: usize) {
     let (filled, history) = filled(5);
     let policy = policy("last = 1\nweekly = 2");

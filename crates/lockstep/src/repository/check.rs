@@ -1,8 +1,8 @@
 //! What `repo check` finds in a repository, worst first, and what `--repair` may do about it.
 //!
-//! What could go wrong: a finding that doesn't say which sets it harms, so that somebody restores one of them; and
-//! a repair that makes things worse. So every set that may be harmed is named, and the repair deletes only what no
-//! set refers to, never while a set can't be read.
+//! What could go wrong: a finding doesn't say which sets it harms, and somebody restores one of them; or a repair
+//! makes things worse. So every set that may be harmed is named, and the repair deletes only what no set refers to,
+//! and nothing while a set can't be read.
 
 use std::collections::BTreeSet;
 
@@ -14,24 +14,24 @@ use super::{Format, Repository, files, keys, locks, of_strata, wrap};
 use crate::error::{Error, Result};
 use crate::words::{bytes, counted};
 
-/// How bad it is.
+/// How bad a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
-    /// Data is harmed, or the repository can't be opened some day.
+    /// Data is harmed, or the repository may one day fail to open.
     Error,
-    /// Nothing is harmed yet, but it shouldn't be so.
+    /// Nothing is harmed yet, but something should be changed.
     Warning,
-    /// As it may be.
+    /// Nothing is wrong.
     Note,
 }
 
-/// Something that was found.
+/// Something that the check found.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Finding {
     /// How bad it is.
     pub severity: Severity,
-    /// In words, with the object's path.
+    /// The finding in words, with the object's path.
     pub what: String,
     /// The sets that it may harm.
     pub sets: Vec<String>,
@@ -39,41 +39,42 @@ pub struct Finding {
     pub hint: Option<String>,
 }
 
-/// What was looked at, and found.
+/// What was checked, and what was found.
 #[derive(Debug, Default)]
 pub struct Checked {
-    /// Worst first.
+    /// The findings, worst first.
     pub findings: Vec<Finding>,
-    /// How much was looked at.
+    /// How much was checked.
     pub counts: strata::check::Counts,
-    /// What no set needs.
+    /// Objects that no set needs.
     pub orphans: Vec<String>,
-    /// It was ended before all was looked at.
+    /// Whether the check was ended before everything was looked at.
     pub is_partial: bool,
 }
 
 impl Checked {
-    /// Sets that may be harmed.
+    /// Returns the sets that may be harmed.
     #[must_use]
     pub fn harmed(&self) -> BTreeSet<&str> {
         self.findings.iter().flat_map(|finding| &finding.sets).map(String::as_str).collect()
     }
 
-    /// Whether there is more than notes.
+    /// Checks that there is nothing worse than notes.
     #[must_use]
     pub fn is_well(&self) -> bool {
         self.findings.iter().all(|finding| finding.severity == Severity::Note)
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, its locks, and so many percent of its packs and of its sets'
-/// own files; no content is read where `percent` is `None`. `here`: the sets that this host has, oldest first.
+/// Checks the cluster's part of the repository, its keys, its locks, and `percent` percent of its packs and of its
+/// sets' own files. If `percent` is `None`, no content is read. `here` names the sets that this host has, oldest
+/// first.
 ///
-/// `told` hears how many bytes of packs have been read, and how many they are. Once it says `false`, what was found so
-/// far is all that is given back.
+/// `told` is called with the bytes of packs read so far and in total. Once it returns `false`, the check ends and
+/// returns only what it has found so far.
 ///
 /// # Errors
-/// When the store can't be listed, its format can't be read, or the system gives no random bytes.
+/// When the store can't be listed, its format can't be read, or the system provides no random bytes.
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,
@@ -97,19 +98,19 @@ pub fn run(
         findings.extend(of_keys(store, &format, repository.strata.key())?);
         findings.extend(of_locks(repository));
     }
-    // A stable sort: the order in which they were found is that of the sets.
+    // The sort is stable: findings of equal severity stay in the order of the sets.
     findings.sort_by_key(|finding| finding.severity);
     let Report { counts, orphans, is_partial, .. } = report;
     Ok(Checked { findings, counts, orphans, is_partial })
 }
 
-/// Chooses so many percent of the packs, others each time.
+/// Chooses `percent` percent of the packs, different ones each time.
 fn sample(percent: u8) -> Result<impl FnMut(strata::Ulid) -> bool> {
     let mut chosen = chooser(percent)?;
     Ok(move |pack: strata::Ulid| chosen(&pack.to_bytes()))
 }
 
-/// Chooses so many percent of what has these names, others each time.
+/// Chooses `percent` percent of the names that it is given, different ones each time.
 fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
     let seed = crate::names::random::<32>()?;
     Ok(move |name: &[u8]| {
@@ -128,7 +129,7 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
     });
     let foreign = report.foreign.iter().map(|path| Finding {
         severity: Severity::Warning,
-        what: format!("\"{path}\" is none of this repository's objects"),
+        what: format!("\"{path}\" isn't one of this repository's objects"),
         sets: Vec::new(),
         hint: Some("look at it, and move it elsewhere".to_owned()),
     });
@@ -141,14 +142,14 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
         ),
         sets: Vec::new(),
         hint: Some(
-            "what no prune has noted yet is of a backup that is being written, or left over, and too young to tell; `prune`, `repo compact` and `repo check --repair` note it once it is older than the grace time, and delete it when another has passed"
+            "objects that no prune has noted yet belong to a backup that is being written, or are left over and too young to tell; `prune`, `repo compact` and `repo check --repair` note it once it is older than the grace time, and delete it when another has passed"
                 .to_owned(),
         ),
     });
     harmful.chain(foreign).chain(orphans).chain(of_half_written(report)).collect()
 }
 
-/// What killed writings have left in a folder, where no listing shows it.
+/// Reports temporary files that killed writers left in a folder. No listing shows them.
 fn of_half_written(report: &Report) -> Option<Finding> {
     let left = &report.half_written;
     let first = left.first()?;
@@ -158,14 +159,14 @@ fn of_half_written(report: &Report) -> Option<Finding> {
         what: format!("{} half written ({}), as \"{}\"", counted(left.len() as u64, "file"), bytes(size), first.path),
         sets: Vec::new(),
         hint: Some(
-            "of a command that writes at the moment, or was killed; `prune`, `repo compact` and `repo check --repair` delete them once they are older than the grace time".to_owned(),
+            "from a command that is writing at the moment, or was killed; `prune`, `repo compact` and `repo check --repair` delete them once they are older than the grace time".to_owned(),
         ),
     })
 }
 
-/// What to do about something that sets need.
+/// Says what to do about something that sets need.
 fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
-    const MEANWHILE: &str = "don't restore these sets from here; what else there is still restores";
+    const MEANWHILE: &str = "don't restore these sets from here; all other sets still restore";
     if problem.sets.is_empty() {
         return "no set needs it".to_owned();
     }
@@ -177,20 +178,20 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
         );
     }
     let oldest = here.iter().find(|set| problem.sets.contains(set));
-    // What comes before that is mended by nothing.
+    // Nothing repairs the sets before that one.
     let lost = problem.sets.iter().filter(|set| oldest.is_none_or(|oldest| *set < oldest));
     let lost: Vec<_> = lost.map(|set| format!("--set {set}")).collect();
     let given_up = match lost.is_empty() {
         true => String::new(),
         false => format!(
-            ". `lockstep prune --repository {name} {}` gives up what nothing mends",
+            ". `lockstep prune --repository {name} {}` gives up what can't be repaired",
             lost.join(" ")
         ),
     };
     match oldest {
-        // The oldest: what was stored on top of it is mended too.
+        // The oldest one: this also repairs what was stored on top of it.
         Some(set) => format!(
-            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it anew from this host's snapshots, and with it what later sets need of it{given_up}"
+            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it again from this host's snapshots, including what later sets need of it{given_up}"
         ),
         None => format!(
             "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full{given_up}"
@@ -198,8 +199,9 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     }
 }
 
-/// Sets whose manifest is as it was written, and means nothing to this version; of so many percent of the others those
-/// whose own files aren't what it says, though every object that they lie in is whole. And whether `told` ended it.
+/// Finds sets whose manifest is intact but unintelligible to this version. Of `percent` percent of the others, also
+/// finds those whose own files differ from the manifest although every object that holds them is whole. Also returns
+/// whether `told` ended the check.
 fn of_sets(
     repository: &Repository,
     report: &Report,
@@ -232,7 +234,7 @@ fn of_sets(
             Ok(wrong) if wrong.is_empty() => continue,
             Ok(wrong) => {
                 format!(
-                    "of set {id} these files aren't what its manifest says: {}",
+                    "these files of set {id} aren't what its manifest says: {}",
                     wrong.join(", ")
                 )
             }
@@ -243,7 +245,7 @@ fn of_sets(
             severity: Severity::Error,
             what,
             sets: vec![id.to_owned()],
-            hint: Some("don't restore this set from here; `lockstep ship --full` stores it anew, where it is on its host still".to_owned()),
+            hint: Some("don't restore this set from here; `lockstep ship --full` stores it again, if it is still on its host".to_owned()),
         });
     }
     Ok((findings, false))
@@ -287,7 +289,8 @@ fn of_keys(store: &Store, format: &Format, key: Option<&Key>) -> Result<Vec<Find
     Ok(findings)
 }
 
-/// Whether what sets need is locked for long enough. What can't be read for that is said elsewhere.
+/// Checks whether what sets need is locked for long enough. Objects that can't be read for this are reported
+/// elsewhere.
 fn of_locks(repository: &Repository) -> Option<Finding> {
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     let what = locks::overdue(repository, now).ok().flatten()?;
@@ -302,19 +305,19 @@ fn is_of(slot: &wrap::Slot, format: &Format) -> bool {
 /// What a repair did.
 #[derive(Debug, Default, serde::Serialize)]
 pub struct Repaired {
-    /// Deleted, in this order.
+    /// The deleted paths, in this order.
     pub deleted: Vec<String>,
-    /// No set needs them, but their grace time isn't over.
+    /// Paths that no set needs, but whose grace time isn't over.
     pub waiting: Vec<String>,
-    /// They would be deleted, but the store locks them still.
+    /// Paths that would be deleted, but the store still locks them.
     pub locked: Vec<String>,
 }
 
-/// Deletes what no set has needed for the grace time, nor a shipment that goes on (`begun`), and keys that open nothing.
-/// The caller holds the lease; `still` is asked before each deletion whether that is still so.
+/// Deletes what neither a set nor a running shipment (`begun`) has needed for the grace time, and keys that open
+/// nothing. The caller holds the lease; `still` is called before each deletion to check that it still does.
 ///
 /// # Errors
-/// When a set can't be read: then nobody knows what it needs. Those of `still`.
+/// When a set can't be read, because then nobody knows what it needs; and those of `still`.
 pub fn repair(
     repository: &Repository,
     begun: &Begun,
@@ -322,7 +325,7 @@ pub fn repair(
     still: &dyn Fn() -> Result<()>,
 ) -> Result<Repaired> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
-    // One that may open what is there stays, also where that is about to go.
+    // A key that may open something here stays, even if that something is about to be deleted.
     let store = repository.strata.store();
     let format = Format::read(store, &repository.name)?;
     let (mut others, _) = keys::list(store)?;
@@ -338,7 +341,7 @@ pub fn repair(
     let mut repaired = Repaired { deleted, waiting, locked };
     for slot in &others {
         let age = i64::try_from(now).unwrap_or(i64::MAX).saturating_sub(slot.created.as_second());
-        // A younger one may be about to become the repository's: `repo init` writes it first.
+        // A younger key may be about to become the repository's: `repo init` writes it first.
         let Some(age) = u64::try_from(age).ok().filter(|age| *age >= grace) else { continue };
         let path = format!("keys/{}.json", slot.id);
         if age < store.locked_seconds(&path) {

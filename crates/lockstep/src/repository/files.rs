@@ -1,9 +1,10 @@
-//! The files beside a set's manifest (label, tablespace map, pg_control, configuration, WAL) as one
-//! image: an object a file, its name in the header. So they are compressed, sealed, checked and
-//! collected like everything else.
+//! Stores the files that belong to a set's manifest (label, tablespace map, pg_control, configuration, WAL) as one
+//! image. Each file is an object with its name in the header. So they are compressed, sealed, checked and collected
+//! like everything else.
 //!
-//! What could go wrong: a file that was damaged on this host is stored as it is, and the set can't be restored though
-//! every object is whole. Each is compared with the manifest while it is read, before any of it counts.
+//! What could go wrong: a file that was damaged on this host is stored as it is, and the set can't be restored
+//! although every object is whole. So each file is compared with the manifest while it is read, before anything
+//! stored counts.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,14 +23,14 @@ use crate::files;
 use crate::refusal::Refusal;
 use crate::set::manifest::{SetFile, hash_file};
 
-/// Bytes of a file that are one block.
+/// The block size of a file, in bytes.
 const BLOCK: usize = 1 << 20;
 
-/// Stores `names`, each read from the path beside it, where they are as `expected`. `still` is asked before they take the
-/// place of others that the set may have.
+/// Stores `names`, each read from the path given with it, if they match `expected`. `still` is called before they
+/// replace others that the set may have.
 ///
 /// # Errors
-/// [`Refusal::SetDamaged`] where one isn't; when one can't be read or the store fails.
+/// [`Refusal::SetDamaged`] when a file doesn't match; when one can't be read or the store fails.
 pub fn store(
     repository: &Repository,
     set: &str,
@@ -65,7 +66,7 @@ pub fn store(
     writer.finish_if(&still).map(|_| ()).map_err(of_strata)
 }
 
-/// Gives the set's files to `sink`.
+/// Reads the set's files into `sink`.
 fn read(repository: &Repository, set: &str, sink: &mut impl DataSink) -> Result<()> {
     let chain = chain(&repository.strata, FILES_IMAGE, set, None).map_err(of_strata)?;
     let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
@@ -97,10 +98,10 @@ pub fn fetch(
     Ok(())
 }
 
-/// Which of the set's files aren't what its manifest says, or aren't there.
+/// Returns those of the set's files that are missing or differ from the manifest.
 ///
 /// # Errors
-/// When the store fails, or what they lie in is damaged.
+/// When the store fails, or the objects that hold them are damaged.
 pub fn wrong(
     repository: &Repository,
     set: &str,
@@ -113,7 +114,7 @@ pub fn wrong(
     Ok(expected.iter().filter(is_wrong).map(|(name, _)| name.clone()).collect())
 }
 
-/// What the files of a set are.
+/// Computes the sizes and hashes of a set's files.
 struct Hashes {
     found: BTreeMap<String, SetFile>,
     current: Option<(String, u64, blake3::Hasher)>,
@@ -142,7 +143,7 @@ impl DataSink for Hashes {
     }
 }
 
-/// Gives the content of one of the set's files, in order.
+/// Passes the content of one of the set's files to `each`, in order.
 ///
 /// # Errors
 /// When it isn't there, the store fails, or `each` does.
@@ -204,7 +205,7 @@ impl DataSink for ToFiles<'_> {
     fn object(&mut self, object: &Folded) -> strata::Result<()> {
         self.current = None;
         let name = object.header.as_deref().and_then(|name| std::str::from_utf8(name).ok());
-        // Only names that the manifest has, which lead nowhere else (`names_within.rs`).
+        // Only names in the manifest, which can't lead outside the folder (`names_within.rs`).
         let Some(name) = name.filter(|name| self.expected.contains_key(*name)) else {
             return Ok(());
         };

@@ -1,4 +1,5 @@
-//! `lockstep.json`: that a folder or bucket is a repository, of which format, its id, and whether it is encrypted.
+//! `lockstep.json`: marks a folder or bucket as a repository, and says its format, its id, and whether it is
+//! encrypted.
 
 use serde::{Deserialize, Serialize};
 use strata::document;
@@ -8,12 +9,12 @@ use super::{newer_form, of_store, of_strata};
 use crate::error::{Error, Result};
 use crate::names::random_characters;
 
-/// The newest format that is known.
+/// The newest known format.
 const VERSION: u32 = 1;
 pub(super) const PATH: &str = "lockstep.json";
-/// More bytes than this file, or one with a key, ever has.
+/// A limit larger than this file, or one with a key, ever gets, in bytes.
 pub(super) const MAX_SIZE: u64 = 1 << 20;
-/// The one cipher that there is.
+/// The only cipher.
 const CIPHER: &str = "aes-256-gcm";
 
 /// What `lockstep.json` says.
@@ -22,9 +23,9 @@ const CIPHER: &str = "aes-256-gcm";
 pub struct Format {
     /// 1.
     pub version: u32,
-    /// Tells this repository from every other.
+    /// Tells this repository apart from every other.
     pub id: String,
-    /// How frames are sealed; left out where they aren't.
+    /// How frames are sealed; omitted if they aren't.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
 }
@@ -35,33 +36,33 @@ pub struct Format {
 pub struct Encryption {
     /// `aes-256-gcm`.
     pub cipher: String,
-    /// Of the data key.
+    /// The fingerprint of the data key.
     pub fingerprint: String,
 }
 
 impl Format {
-    /// A new repository's, not encrypted.
+    /// Creates the content for a new repository, not encrypted.
     ///
     /// # Errors
-    /// When the system gives no random bytes.
+    /// When the system provides no random bytes.
     pub fn new() -> Result<Self> {
         Ok(Self::of(random_characters::<16>()?))
     }
 
-    /// That of the repository with this id, not encrypted.
+    /// Creates the content for the repository with this id, not encrypted.
     #[must_use]
     pub fn of(id: String) -> Self {
         Self { version: VERSION, id, encryption: None }
     }
 
-    /// The same, with frames sealed by the data key of this fingerprint.
+    /// Returns the same with frames sealed by the data key that has this fingerprint.
     #[must_use]
     pub fn encrypted(self, fingerprint: String) -> Self {
         let cipher = CIPHER.to_owned();
         Self { encryption: Some(Encryption { cipher, fingerprint }), ..self }
     }
 
-    /// Makes the store a repository; `false`: it is one already.
+    /// Makes the store a repository; returns `false` if it already is one.
     ///
     /// # Errors
     /// When the store fails.
@@ -74,15 +75,15 @@ impl Format {
         }
     }
 
-    /// Reads the store's; `name` is the repository's in the configuration.
+    /// Reads it from the store; `name` is the repository's name in the configuration.
     ///
     /// # Errors
-    /// When there is none, it is damaged, or of a newer version.
+    /// When there is none, or it is damaged or of a newer version.
     pub fn read(store: &Store, name: &str) -> Result<Self> {
         Self::find(store, name)?.ok_or_else(|| never_made(name))
     }
 
-    /// The same; `None` where the store is no repository.
+    /// The same as [`Format::read`], but returns `None` if the store is no repository.
     ///
     /// # Errors
     /// As [`Format::read`].
@@ -100,7 +101,7 @@ impl Format {
             Err(error) if error.kind == StoreErrorKind::TooLarge => {
                 return Err(damaged(error.to_string()));
             }
-            // The first call to any repository: where it can't be reached, this is where it shows.
+            // This is the first call to any repository, so one that can't be reached shows up here.
             Err(error) => {
                 let error = of_store(error);
                 let failed = Error::failed(format!("repository \"{name}\" can't be opened"))
@@ -111,7 +112,7 @@ impl Format {
                 });
             }
         };
-        // The version comes before all that it may have changed.
+        // The version is checked before everything that it may have changed.
         let format = document::read::<serde_json::Value>(PATH, &bytes)
             .map_err(|error| damaged(error.to_string()))?;
         let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
@@ -152,7 +153,7 @@ mod tests {
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         std::fs::create_dir(folder.join("keys")).unwrap();
         for path in [PATH, "keys/a.json"] {
-            // More than there is memory, and no bytes on disk.
+            // Larger than memory, yet no bytes on disk.
             std::fs::File::create(folder.join(path)).unwrap().set_len(1 << 42).unwrap();
         }
         let error = Format::read(&store, "offsite").unwrap_err().chain();

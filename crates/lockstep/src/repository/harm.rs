@@ -1,12 +1,12 @@
-//! Sets of which something isn't there any more: deltas, index files or packs that they need, each with its size.
+//! Sets that have lost something they need: deltas, index files or packs, each with its size.
 //!
-//! What could go wrong: a store loses objects, and manifests alone go on to look well. So a shipment and `check` look at
-//! all that the newest set needs, and where that isn't whole, at all sets; it is noted then, and looked at until all
-//! are whole again, or gone.
+//! What could go wrong: a store loses objects, and the manifests alone still look fine. So a shipment and `check`
+//! look at everything that the newest set needs and, if that isn't whole, at all sets. This is noted, and all sets
+//! are looked at again until they are whole or gone.
 //!
-//! And what is read while another host writes may look gone: a merge replaces a descriptor between the listing of its
-//! folder and its reading. What two looks say alike is so: what a descriptor names was there before it, and never comes
-//! back.
+//! Also, while another host writes, what is read may look as if it were gone: a merge replaces a descriptor between
+//! the listing of its folder and its reading. So a loss counts only when two looks agree: what a descriptor names was
+//! there before it, and never comes back.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -20,10 +20,10 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::files;
 
-/// Looks in a row, at most. While another host collects, each may find something else gone; the first delta that is gone
-/// stays the first.
+/// The most looks in a row. While another host collects, each look may find something else gone; the first delta that
+/// is gone stays the first.
 const LOOKS: u32 = 5;
-/// Its folder in the cluster's state.
+/// The folder in the cluster's state that holds the notes.
 pub(crate) const FOLDER: &str = "harmed";
 
 /// A set that isn't whole in a repository.
@@ -31,25 +31,25 @@ pub(crate) const FOLDER: &str = "harmed";
 pub struct Harm {
     /// The set's id.
     pub set: String,
-    /// What isn't there.
+    /// What is missing.
     pub why: String,
 }
 
-/// What to do about it.
+/// Says what to do about it.
 #[must_use]
 pub fn hint(repository: &str) -> String {
     format!(
-        "`lockstep repo check {repository}` says what is missing, and what mends it; until then don't rely on these sets"
+        "`lockstep repo check {repository}` says what is missing and how to repair it; until then don't rely on these sets"
     )
 }
 
-/// Where it is remembered what a repository's deltas refer to.
+/// Where this host remembers what a repository's deltas refer to.
 #[must_use]
 pub fn memory(cx: &Context, repository: &Repository) -> PathBuf {
     cx.state.path("deltas").join(&repository.name)
 }
 
-/// Which of these sets aren't whole, and are there still: where two looks in a row say so.
+/// Returns those of these sets that aren't whole and still exist. Two looks in a row have to agree.
 ///
 /// # Errors
 /// When the store fails.
@@ -62,7 +62,7 @@ pub fn of_sets(repository: &Repository, memory: &Path, sets: &[&Shipped]) -> Res
     Ok(found)
 }
 
-/// The same, there or not.
+/// The same as [`of_sets`], whether the sets still exist or not.
 ///
 /// # Errors
 /// When the store fails.
@@ -75,7 +75,7 @@ pub fn surely(repository: &Repository, memory: &Path, sets: &[&Shipped]) -> Resu
     })
 }
 
-/// Whether a set is whole, going by what is known of the repository already.
+/// Checks whether a set is whole, using what is already known of the repository.
 ///
 /// # Errors
 /// When the store fails.
@@ -83,7 +83,8 @@ pub fn is_whole<'a>(wholeness: &'a Wholeness<'a>, set: &Shipped) -> Result<bool>
     Ok(why_not_whole(wholeness, &mut BTreeMap::new(), set)?.is_none())
 }
 
-/// What is wrong, once two looks in a row agree; nothing where a look finds nothing wrong, or they never do.
+/// Returns what is wrong once two looks in a row agree; nothing if a look finds nothing wrong, or if they never
+/// agree.
 fn agreed(mut look: impl FnMut() -> Result<Vec<Harm>>) -> Result<Vec<Harm>> {
     let mut before = Vec::new();
     for _ in 0..LOOKS {
@@ -96,7 +97,7 @@ fn agreed(mut look: impl FnMut() -> Result<Vec<Harm>>) -> Result<Vec<Harm>> {
     Ok(Vec::new())
 }
 
-/// What of all that the set needs is gone, or not as it was written.
+/// Says what of everything that the set needs is gone or differs from what was written.
 fn why_not_whole<'a>(
     wholeness: &'a Wholeness<'a>,
     images: &mut BTreeMap<String, ImageDeltas<'a>>,
@@ -117,8 +118,8 @@ fn why_not_whole<'a>(
     Ok(None)
 }
 
-/// All sets of the repository that aren't whole, where that `is_doubtful` or some weren't the last time. It is noted, until
-/// all are.
+/// Returns all sets of the repository that aren't whole. It looks only if `is_doubtful`, or if some weren't whole the
+/// last time. That is noted until all are.
 ///
 /// # Errors
 /// When the store fails, or it can't be noted.
@@ -139,12 +140,12 @@ pub fn look(cx: &Context, repository: &Repository, is_doubtful: bool) -> Result<
     Ok(found)
 }
 
-/// The note holds the repository's own id.
+/// Checks whether the note is there and holds the repository's own id.
 fn is_noted(path: &Path, id: &str) -> bool {
     std::fs::read(path).is_ok_and(|noted| noted == id.as_bytes())
 }
 
-/// One line for many: how many, and the newest.
+/// Summarizes many sets in one line: how many there are, and the newest.
 #[must_use]
 pub fn in_words(found: &[Harm]) -> Option<String> {
     let sets: BTreeMap<&str, &str> =

@@ -8,8 +8,8 @@
 //! 22..   the bonus
 //! ```
 //!
-//! What could go wrong: a header that is read wrongly is a file with another size or owner, so
-//! every length is checked.
+//! What could go wrong: a header that is misread yields a file with another size or owner. So every length is
+//! checked.
 
 use bytes::Bytes;
 use sendstream::record::Object;
@@ -22,7 +22,7 @@ const SPILL_FLAGS: u8 = 2;
 /// Where the bonus begins.
 const BONUS: usize = 22;
 
-/// A header, taken apart.
+/// A parsed header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObjectHeader {
     /// The record; its `object` is not part of the header and is 0.
@@ -36,7 +36,7 @@ pub struct ObjectHeader {
 }
 
 impl ObjectHeader {
-    /// As it is stored.
+    /// Serializes the header as it is stored.
     #[must_use]
     pub fn to_bytes(&self) -> Bytes {
         let object = &self.object;
@@ -52,7 +52,7 @@ impl ObjectHeader {
         bytes.into()
     }
 
-    /// Reads what [`Self::to_bytes`] wrote.
+    /// Parses what [`Self::to_bytes`] wrote.
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let [form, flags] = *bytes.first_chunk::<2>()?;
@@ -91,7 +91,8 @@ impl ObjectHeader {
         })
     }
 
-    /// The transaction group that the file was made in: it tells two files of one number apart.
+    /// Returns the transaction group in which the file was created. It tells apart two files with the same object
+    /// number.
     #[must_use]
     pub fn generation(&self) -> Option<u64> {
         fold::generation(self.object.bonus_type, &self.bonus, self.order)
@@ -104,7 +105,7 @@ pub struct StreamRules;
 
 impl Rules for StreamRules {
     fn heritage(&self, older: &[u8], newer: &[u8]) -> Heritage {
-        // A header that can't be read is found by whoever uses it; here nothing may be mixed.
+        // A header that can't be read is reported by whatever uses it; here nothing may be mixed.
         let (Some(old), Some(new)) = (ObjectHeader::parse(older), ObjectHeader::parse(newer))
         else {
             return Heritage::Dropped;

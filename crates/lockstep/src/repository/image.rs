@@ -1,5 +1,5 @@
-//! What a delta's descriptor says about the snapshot that it ends at: enough to begin a send
-//! stream again, and what was left out.
+//! What a delta's descriptor says about the snapshot that it ends at: what is needed to begin a send stream again,
+//! and what was left out.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::DatasetName;
 
-/// The newest form that is known.
+/// The newest known form.
 const VERSION: u32 = 1;
 
 /// The state of an image.
@@ -26,11 +26,11 @@ pub struct ImageState {
     pub begin: StreamBegin,
     /// Properties of the dataset that matter to PostgreSQL, as `zfs get` printed them.
     pub properties: BTreeMap<String, String>,
-    /// What `zfs send` gave, in bytes.
+    /// The length of the stream from `zfs send`, in bytes.
     pub stream_bytes: u64,
     /// Files whose content isn't stored, by reason.
     pub left_out: Vec<LeftOut>,
-    /// Their objects and generations, ascending: should one be needed later, all of it has to come.
+    /// The objects and generations of these files, ascending. If one is needed later, all of it has to be sent.
     pub left_out_objects: Vec<(u64, u64)>,
     /// What the page checksums said.
     pub pages: Pages,
@@ -55,7 +55,7 @@ pub struct StreamBegin {
 }
 
 impl ImageState {
-    /// One of today's form.
+    /// Creates a state in the current form.
     #[must_use]
     pub fn new(begin: StreamBegin, properties: BTreeMap<String, String>) -> Self {
         Self {
@@ -69,7 +69,7 @@ impl ImageState {
         }
     }
 
-    /// As a descriptor's `about`.
+    /// Returns the state as a descriptor's `about`.
     ///
     /// # Errors
     /// When it can't be expressed in JSON.
@@ -77,10 +77,10 @@ impl ImageState {
         serde_json::to_value(self).map_err(json("describe an image"))
     }
 
-    /// Of a descriptor.
+    /// Reads the state from a descriptor.
     ///
     /// # Errors
-    /// When it says something else.
+    /// When the descriptor's `about` isn't such a state.
     pub fn of(descriptor: &strata::delta::Descriptor) -> Result<Self> {
         let what = || format!("delta \"{}\" of \"{}\"", descriptor.id, descriptor.image);
         let state: Self = serde_json::from_value(descriptor.about.clone())
@@ -93,7 +93,7 @@ impl ImageState {
 }
 
 impl StreamBegin {
-    /// Of a stream, as the state after it: `before` is that of the base.
+    /// Returns the state after a stream; `before` is the state of its base.
     #[must_use]
     pub fn after(begin: &Begin, before: Option<&Self>) -> Self {
         Self {
@@ -106,15 +106,15 @@ impl StreamBegin {
         }
     }
 
-    /// BEGIN of a stream that makes this state of nothing, or of the snapshot `from`.
+    /// Returns the BEGIN of a stream that produces this state from nothing, or from the snapshot `from`.
     ///
     /// # Errors
-    /// When the GUID is none.
+    /// When the GUID isn't a valid one.
     pub fn begin(&self, from: Option<u64>) -> Result<Begin> {
         let guid = self.to_guid.parse().map_err(|_| {
             Error::failed(format!("\"{}\" of {} is no GUID", self.to_guid, self.to_name))
         })?;
-        // What is written is neither compressed nor embedded, whatever came in.
+        // The stream written is neither compressed nor embedded, whatever came in.
         let plain = Features::COMPRESSED.union(Features::LZ4).union(Features::ZSTD);
         let plain = plain.union(Features::EMBED_DATA).union(Features::HOLDS);
         let mut flags = self.flags;
@@ -135,20 +135,20 @@ impl StreamBegin {
     }
 }
 
-/// The most that an image's name may have ([`strata::check_name`]).
+/// The longest name that an image may have ([`strata::check_name`]).
 pub(super) const LONGEST: usize = 200;
-/// What of a longer one can be read still.
+/// How much of a longer name stays readable.
 const READABLE: usize = 150;
 
-/// An image's name: the dataset's, with what a path of a store can't hold written as `+` and two
-/// hex digits, and `=` for each slash.
+/// Returns an image's name: the dataset's, with each byte that a store's path can't hold written as `+` and two hex
+/// digits, and `=` for each slash.
 #[must_use]
 pub fn image_name(dataset: &DatasetName) -> String {
     name_within(dataset, LONGEST)
 }
 
-/// The same where it has no more than `longest` characters; a longer one's beginning, a comma, which no other name has, and a
-/// hash of all of the dataset's name.
+/// The same if it has at most `longest` characters. Of a longer name: its beginning, a comma (which no other name
+/// contains), and a hash of the dataset's whole name.
 pub(super) fn name_within(dataset: &DatasetName, longest: usize) -> String {
     let mut name = String::new();
     for byte in dataset.as_str().bytes() {
@@ -187,7 +187,7 @@ mod tests {
             let text = format!("tank/{}", "p".repeat(length - 5));
             (DatasetName::new(&text).unwrap(), text.replace('/', "="))
         };
-        // Those that fitted before stay as they are.
+        // Names that fitted before stay as they are.
         let (fits, name) = dataset(200);
         assert_eq!(image_name(&fits), name);
         let shorter = name_within(&fits, 196);

@@ -1,8 +1,8 @@
-//! A send stream becomes a delta: its records in the repository's terms, block by block as they
-//! come. Nothing is held but what the stream's reader and the pack's writer hold.
+//! Turns a send stream into a delta, block by block as the records arrive. Nothing is held in memory but what the
+//! stream's reader and the pack's writer hold.
 //!
-//! What could go wrong: a stream that ends early or has a flipped bit is an error of `sendstream`'s
-//! before the delta is finished, so no descriptor is written and nothing refers to what was packed.
+//! What could go wrong: a stream ends early or has a flipped bit. `sendstream` then fails before the delta is
+//! finished, so no descriptor is written and nothing refers to what was packed.
 
 use std::io::Read;
 use std::ops::Range;
@@ -15,14 +15,14 @@ use super::header::ObjectHeader;
 use super::of_strata;
 use crate::error::{self, Error, Result};
 
-/// What is to become of an object's content.
+/// What to do with an object's content.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Content {
     /// It is stored.
     Stored,
-    /// Of each block what [`Visitor::changed`] names is stored; the rest is as it was in the base.
+    /// Of each block, only what [`Visitor::changed`] names is stored; the rest is as it was in the base.
     Changed,
-    /// It isn't: the object becomes a hole.
+    /// It isn't stored: the object becomes a hole.
     LeftOut,
 }
 
@@ -31,43 +31,43 @@ pub enum Content {
 pub struct Announced<'a> {
     /// Its number.
     pub object: u64,
-    /// Its header, where its record came along.
+    /// Its header, if its record was in the stream.
     pub header: Option<&'a ObjectHeader>,
-    /// From here on nothing of the base's object counts.
+    /// From this offset on, nothing of the base's object counts.
     pub tail: Option<u64>,
 }
 
-/// Sees a stream's objects go by, and decides about them.
+/// Watches a stream's objects go by, and decides about them.
 pub trait Visitor {
-    /// An object begins.
+    /// Called when an object begins.
     ///
     /// # Errors
-    /// To end it all.
+    /// To end the whole stream.
     fn object(&mut self, announced: &Announced<'_>) -> Result<Content>;
 
-    /// The ranges of a block that differ from the base's; `None`: all of it.
+    /// Returns the ranges of a block that differ from the base's; `None` means all of it.
     ///
     /// # Errors
-    /// To end it all.
+    /// To end the whole stream.
     fn changed(&mut self, offset: u64, bytes: &[u8]) -> Result<Option<Vec<Range<usize>>>>;
 
-    /// A hole in the object, in order with its blocks; never of a full stream.
+    /// Called for a hole in the object, in order with its blocks; never in a full stream.
     fn hole(&mut self, offset: u64, length: u64);
 
-    /// These objects are gone; never of a full stream.
+    /// Called for objects that are gone; never in a full stream.
     fn freed(&mut self, first: u64, count: u64);
 
-    /// Content of the object, in ascending order.
+    /// Called with content of the object, in ascending order.
     fn content(&mut self, object: u64, offset: u64, bytes: &[u8]);
 
-    /// So many bytes of the stream have been read.
+    /// Called with the number of bytes of the stream read so far.
     ///
     /// # Errors
-    /// To end it all.
+    /// To end the whole stream.
     fn progress(&mut self, bytes: u64) -> Result<()>;
 }
 
-/// Writes a stream into `writer`, which the caller finishes. Gives the bytes that were read.
+/// Writes a stream into `writer`, which the caller finishes. Returns the number of bytes read.
 ///
 /// # Errors
 /// When the stream is damaged or of a kind that can't be looked into, or the store fails.
@@ -155,7 +155,7 @@ fn store(
     Ok(())
 }
 
-/// An error of the stream crate as one of the program's, with its hint.
+/// Converts an error of the stream crate into one of this program's, with its hint.
 pub fn of_stream(error: sendstream::Error) -> Error {
     let hint = error.hint().map(str::to_owned);
     let source = std::error::Error::source(&error).map(error::kept);

@@ -1,10 +1,10 @@
-//! Making a repository: once, however often and by however many it is asked for.
+//! Creates a repository once, however often and by however many hosts it is requested.
 //!
-//! The wrapped key comes first, `lockstep.json` last: its existence is what makes the store a repository, and from
-//! then on there is a key that opens it. What could go wrong: two hosts at once, each with a data key of its own;
-//! put-if-absent lets one win, and the other takes its slot away again. And `lockstep.json` may be gone where all else is
-//! there: a new one would be of a new data key, and nothing that is there could be read. So that is refused; out of what
-//! is there the same one can be made again (`again.rs`).
+//! The wrapped key is written first and `lockstep.json` last: its existence is what makes the store a repository, and
+//! from then on there is a key that opens it. What could go wrong: two hosts do this at once, each with its own data
+//! key. Put-if-absent lets one win, and the other removes its slot again. Or `lockstep.json` is gone while everything
+//! else is still there: a new one would have a new data key, and nothing already there could be read. So that is
+//! refused; the same file can be made again from what is there (`again.rs`).
 
 mod again;
 
@@ -19,36 +19,36 @@ use crate::words;
 
 use strata::store::{Store, StoreErrorKind};
 
-/// A repository that is there now.
+/// A repository that exists now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Made {
     /// Its id.
     pub id: String,
-    /// Whether it is there because of this call.
+    /// Whether this call created it.
     pub is_new: bool,
-    /// It was there before, and its `lockstep.json` was made again.
+    /// Whether it existed before, and its `lockstep.json` was made again.
     pub is_again: bool,
     /// Whether it is encrypted.
     pub is_encrypted: bool,
 }
 
-/// What is to be made.
+/// What to create.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct How<'a> {
-    /// `lockstep.json` alone, out of what is there.
+    /// Only `lockstep.json`, made again from what is there.
     pub again: bool,
-    /// The repository's id then, where this host doesn't know it.
+    /// The repository's id for that, if this host doesn't know it.
     pub id: Option<&'a str>,
-    /// Another one than that which this host knows by this id.
+    /// The id that this host knows, if another repository is to replace it.
     pub instead_of: Option<&'a str>,
 }
 
-/// Makes the repository `name`, or looks whether the one that is there is ours to open. `known` is what this host knows
-/// under the name.
+/// Creates the repository `name`, or checks that this host can open the one that is there. `known` is what this host
+/// knows under the name.
 ///
 /// # Errors
-/// When the store fails, or what is there can't be opened with this configuration; [`Refusal::RepositoryAway`] where it is
-/// another one than is known, [`Refusal::HeaderGone`] where `lockstep.json` alone is missing.
+/// When the store fails, or what is there can't be opened with this configuration; [`Refusal::RepositoryAway`] when
+/// it is another one than the known one; [`Refusal::HeaderGone`] when only `lockstep.json` is missing.
 pub fn run(
     name: &str,
     config: &RepositoryConfig,
@@ -56,7 +56,7 @@ pub fn run(
     how: How<'_>,
 ) -> Result<Made> {
     let awaited = known.clone().filter(|known| how.instead_of != Some(&*known.id));
-    // The place where a disk is to be mounted isn't made.
+    // A missing mount point isn't created.
     if let Some(known) = &awaited
         && stores::missing_folder(config)?.is_some()
     {
@@ -95,7 +95,7 @@ pub fn run(
     let (key, secret) = (DataKey::new()?, source.read()?);
     let format = Format::new()?.encrypted(key.fingerprint());
     let slot = keys::add(&store, &key, &secret, &format.id, "made with the repository")?;
-    // What was written must open before anything depends on it.
+    // The slot just written must open before anything depends on it.
     if wrap::unwrap(&slot, &secret, &format.id)? != Some(key) {
         return Err(Error::failed("the data key was wrapped, and doesn't open again"));
     }
@@ -118,14 +118,14 @@ fn there(
     Ok(Made { id: format.id, is_new, is_again: false, is_encrypted })
 }
 
-/// The clusters of which there is anything. A key alone is nothing: an interrupted `repo init` leaves one, and it has
-/// sealed nothing yet.
+/// Returns the clusters that have anything in the store. A key alone doesn't count: an interrupted `repo init` leaves
+/// one, and it has sealed nothing yet.
 pub(super) fn clusters(store: &Store) -> Result<Vec<String>> {
     let mut all = store.folders("clusters").map_err(of_store)?;
     let mut failed = None;
     all.retain(|name| {
         let mut is_any = false;
-        // An empty folder is none.
+        // An empty folder doesn't count.
         let listed = store.list(&format!("clusters/{name}"), |_| is_any = true);
         failed = failed.take().or(listed.err());
         is_any
@@ -138,13 +138,15 @@ pub(super) fn header_gone(name: &str, clusters: &[String]) -> Error {
     Refusal::HeaderGone { name: name.to_owned(), clusters }.into()
 }
 
-/// Whether the store can make an object only where there is none: all locks between hosts rest on that.
+/// Checks that the store can create an object only if it doesn't exist yet: all locks between hosts are based on
+/// that.
 fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
     let path = format!("leases/probe/{}", crate::names::random_suffix()?);
     store.put_if_absent(&path, b"first".to_vec()).map_err(of_store)?;
     let second = store.put_if_absent(&path, b"second".to_vec());
     let kept = store.get(&path).map_err(of_store)?;
-    // A bucket with a retention policy, or credentials that may not delete: the probe stays, and harms nobody.
+    // With a bucket that has a retention policy, or credentials that may not delete, the probe stays and harms
+    // nobody.
     if let Err(error) = store.delete(&path) {
         tracing::debug!(path, error = %of_store(error).chain(), "the probe stays where it is");
     }
@@ -159,10 +161,10 @@ fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
     }
 }
 
-/// A bucket that isn't there looks like one with nothing in it, until something is written.
+/// Checks that the bucket exists. A missing bucket looks like an empty one until something is written.
 fn is_reachable(store: &Store, config: &RepositoryConfig) -> Result<()> {
     match store.list("keys", |_| ()) {
-        // A server that says it less well than others.
+        // Some servers report a missing bucket less clearly than others.
         Err(error) if error.kind == StoreErrorKind::NotFound => match config.place() {
             Ok(Place::Cloud { bucket, .. }) => {
                 Err(Error::failed(format!("there is no bucket \"{bucket}\" at \"{}\"", config.url))
@@ -185,7 +187,7 @@ mod tests {
     use super::*;
     use crate::prune::memory_store::Memory;
 
-    /// A store whose server knows no conditions, or lets nobody delete.
+    /// A store whose server doesn't know conditions, or doesn't allow deletion.
     struct Odd {
         inner: Memory,
         overwrites: bool,

@@ -1,8 +1,8 @@
-//! The keys of an encrypted repository: which slots there are, and the data key through one of them.
+//! The keys of an encrypted repository: which slots exist, and how to get the data key through one of them.
 //!
-//! Each slot is an object of its own, written once: adding a key never touches another, and there is no moment at
-//! which the only copy of anything is being written over. What could go wrong: the last slot removed (the data is
-//! then lost for good), so that is refused, also where two remove at once.
+//! Each slot is an object of its own, written once. Adding a key never touches another one, and at no moment is the
+//! only copy of anything being overwritten. What could go wrong: the last slot is removed, and the data is lost for
+//! good. So that is refused, even when two hosts remove slots at once.
 
 use std::path::{Path, PathBuf};
 
@@ -21,30 +21,30 @@ use crate::error::{Error, Result};
 
 pub(super) const FOLDER: &str = "keys";
 
-/// Of a key of another data key, while something can't be read.
-pub(super) const NOT_USELESS: &str = "that key may be the one which opens it, so it stays: was lockstep.json lost, and the repository made anew over it? Then put the old one back from a copy";
+/// The reason for keeping a slot of another data key while something can't be read.
+pub(super) const NOT_USELESS: &str = "that key may be the one that opens it, so it stays: was lockstep.json lost, and a new repository made in its place? Then put the old lockstep.json back from a copy";
 
 /// Where a secret comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
-    /// 32 bytes, as they are or in hex.
+    /// 32 bytes, raw or in hex.
     KeyFile(PathBuf),
-    /// The first line is the passphrase.
+    /// A file whose first line is the passphrase.
     PassphraseFile(PathBuf),
 }
 
 impl Source {
-    /// What the configuration says.
+    /// Returns the source that the configuration names.
     #[must_use]
     pub fn of(config: &RepositoryConfig) -> Option<Self> {
         let key = config.key_file.clone().map(Self::KeyFile);
         key.or_else(|| config.passphrase_file.clone().map(Self::PassphraseFile))
     }
 
-    /// Reads it.
+    /// Reads the secret.
     ///
     /// # Errors
-    /// When the file can't be read, may be read by others, or holds no key.
+    /// When the file can't be read, others may read it, or it holds no key.
     pub fn read(&self) -> Result<Secret> {
         match self {
             Self::KeyFile(path) => read_key(path).map(Secret::KeyFile),
@@ -70,16 +70,16 @@ fn read_key(path: &Path) -> Result<[u8; 32]> {
     let key = bytes.as_slice().try_into().ok().or_else(|| text.and_then(unhex::<32>));
     key.ok_or_else(|| {
         Error::usage(
-            format!("the key file \"{}\" has {} bytes that are no key", path.display(), bytes.len()),
+            format!("the key file \"{}\" has {} bytes, which isn't a key", path.display(), bytes.len()),
             "32 bytes, or 64 hex digits: (umask 077; head -c 32 /dev/urandom > FILE), and keep a copy elsewhere",
         )
     })
 }
 
-/// The slots, by their ids, and those that can't be read.
+/// The slots that could be read, and the ids and errors of those that couldn't.
 pub type Slots = (Vec<Slot>, Vec<(String, Error)>);
 
-/// All slots of the repository.
+/// Lists all slots of the repository.
 ///
 /// # Errors
 /// When the store can't be listed.
@@ -91,7 +91,7 @@ pub fn list(store: &Store) -> Result<Slots> {
     let (mut good, mut bad) = (Vec::new(), Vec::new());
     for path in paths {
         match read(store, &path) {
-            // None where it was removed meanwhile.
+            // `None` if it was removed meanwhile.
             Ok(slot) => good.extend(slot),
             Err(error) => bad.push((path, error)),
         }
@@ -135,8 +135,8 @@ fn write(store: &Store, slot: &Slot) -> Result<()> {
     store.put_if_absent(&at, bytes).map_err(of_store)
 }
 
-/// A manifest or descriptor, of any cluster, that can't be read with the repository's own key: it may have been written
-/// under another.
+/// Returns a manifest or descriptor, of any cluster, that can't be read with the repository's own key. It may have
+/// been written under another one.
 pub(super) fn unread(store: &Store, key: Option<&Key>) -> Result<Option<String>> {
     for cluster in store.folders("clusters").map_err(of_store)? {
         let folder = format!("clusters/{cluster}");
@@ -169,11 +169,11 @@ pub(super) fn unread(store: &Store, key: Option<&Key>) -> Result<Option<String>>
     Ok(None)
 }
 
-/// Removes a slot of an opened repository, unless it is the last one or the one that `opened` it; or one of another data
-/// key, while something is there that it may open.
+/// Removes a slot of an opened repository, except the last one, the one that `opened` it, or one of another data key
+/// while there is something that it may open.
 ///
 /// # Errors
-/// [`Error::Usage`] where there is no such slot or it must stay.
+/// [`Error::Usage`] when there is no such slot or it must stay.
 pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()> {
     let ours = |slot: &Slot| slot.fingerprint == opened.key.fingerprint();
     let (slots, _) = list(store)?;
@@ -211,7 +211,7 @@ pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()
     }
     let at = path(id);
     store.delete(&at).map_err(of_store)?;
-    // Another host may have removed the others meanwhile.
+    // Another host may have removed the others in the meantime.
     if !list(store)?.0.iter().any(ours) {
         write(store, slot)?;
         return Err(Error::failed(format!(
@@ -221,7 +221,7 @@ pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()
     Ok(())
 }
 
-/// Deletes a slot that never came to be of use: its repository was made by somebody else at the same time.
+/// Deletes a slot that was never used, because another host created the repository at the same time.
 pub(super) fn forget(store: &Store, slot: &Slot) -> Result<()> {
     match store.delete(&path(&slot.id)) {
         Err(error) if error.kind != StoreErrorKind::NotFound => Err(of_store(error)),
@@ -234,7 +234,7 @@ fn ids(slots: &[Slot]) -> String {
     if ids.is_empty() { "none".into() } else { ids.join(", ") }
 }
 
-/// The data key, and the slot that it came from.
+/// The data key, and the slot that it was read from.
 #[derive(Debug, Clone)]
 pub struct Opened {
     /// The key.
@@ -243,10 +243,11 @@ pub struct Opened {
     pub slot: String,
 }
 
-/// The data key of the repository `name`, through the key in its configuration; `None` where neither has one.
+/// Returns the data key of the repository `name`, opened with the key in its configuration; `None` if neither has
+/// one.
 ///
 /// # Errors
-/// When one has a key and the other doesn't, or the configuration's opens no slot: said which.
+/// When only one of the two has a key, or the configuration's key opens no slot. The error says which.
 pub fn open(
     store: &Store,
     name: &str,

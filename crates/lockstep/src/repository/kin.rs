@@ -1,10 +1,10 @@
-//! Which of the sets in a cluster's part of a repository are of one cluster, by PostgreSQL's system identifier.
+//! Which sets in a cluster's part of a repository belong to one cluster, by PostgreSQL's system identifier.
 //!
 //! What could go wrong: two clusters have the same name in their configurations and ship to the same place. Then one
-//! restores the other's data, and prunes its sets. So a set is shipped onto those of its own identifier only, and what
-//! removes or chooses sets by itself looks at these alone. The identifier of one and the same cluster changes with
-//! pg_upgrade, and where it is dumped and restored anew: the configuration says so (`formerly`), and each set that is
-//! shipped from then on.
+//! restores the other's data and prunes its sets. So a set is shipped only onto sets with its own identifier, and
+//! whatever removes or chooses sets by itself looks at these alone. A cluster's identifier changes with pg_upgrade
+//! and with a dump and restore; the configuration says so (`formerly`), and so does each set that is shipped from
+//! then on.
 
 use std::collections::BTreeSet;
 
@@ -17,20 +17,20 @@ use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 
-/// What this host knows of which cluster it has.
+/// What this host knows about which cluster it has.
 #[derive(Debug, Clone, Default)]
 pub struct Identity {
-    /// The identifier of what is in `data_directory`, by its pg_control; none where that can't be read. It counts more
-    /// than older sets: the cluster may be another one by now.
+    /// The identifier in the pg_control of `data_directory`; none if that can't be read. It counts more than older
+    /// sets, because the cluster may be another one by now.
     pub live: Option<SystemIdentifier>,
-    /// That of its newest set; none where it has no set.
+    /// The identifier of its newest set; none if it has no set.
     pub of_sets: Option<SystemIdentifier>,
-    /// Those that the cluster had before, by the configuration.
+    /// The identifiers that the cluster had before, according to the configuration.
     pub formerly: Vec<SystemIdentifier>,
 }
 
 impl Identity {
-    /// That of the context's cluster.
+    /// Returns the identity of the context's cluster.
     ///
     /// # Errors
     /// When this host's sets can't be listed.
@@ -38,7 +38,7 @@ impl Identity {
         cx.state.sets().map(|(sets, _)| Self::of(cx, &sets))
     }
 
-    /// The same, of this host's sets, oldest first.
+    /// The same, from this host's sets, oldest first.
     #[must_use]
     pub fn of(cx: &Context, sets: &[Manifest]) -> Self {
         let control = instance::read_control(&cx.cluster.data_directory).ok();
@@ -49,7 +49,7 @@ impl Identity {
         }
     }
 
-    /// Whether anything tells which cluster it is.
+    /// Checks that anything tells which cluster it is.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.now().is_some() || !self.formerly.is_empty()
@@ -65,8 +65,8 @@ impl Identity {
 pub struct Kin(BTreeSet<SystemIdentifier>);
 
 impl Kin {
-    /// The cluster whose sets are meant where none is named: this host's. Where this host knows none, that of the
-    /// newest set.
+    /// Returns the cluster whose sets are meant if none is named: this host's, or the newest set's if this host knows
+    /// none.
     #[must_use]
     pub fn of(identity: &Identity, sets: &[Shipped]) -> Self {
         let newest = || sets.last().map(id_of);
@@ -87,13 +87,13 @@ impl Kin {
         Self(all)
     }
 
-    /// Whether a set is one of the cluster's.
+    /// Checks that a set belongs to the cluster.
     #[must_use]
     pub fn has(&self, set: &Shipped) -> bool {
         self.has_identifier(id_of(set))
     }
 
-    /// The same of a set's system identifier.
+    /// The same for a set's system identifier.
     #[must_use]
     pub fn has_identifier(&self, identifier: SystemIdentifier) -> bool {
         self.0.contains(&identifier)
@@ -104,7 +104,7 @@ fn id_of(set: &Shipped) -> SystemIdentifier {
     set.manifest.postgres.system_identifier
 }
 
-/// The identifiers that are there, those of one cluster together.
+/// Groups the identifiers that occur, those of one cluster together.
 fn families(sets: &[Shipped]) -> Vec<BTreeSet<SystemIdentifier>> {
     let mut all: Vec<BTreeSet<SystemIdentifier>> = Vec::new();
     for set in sets {
@@ -122,11 +122,11 @@ fn families(sets: &[Shipped]) -> Vec<BTreeSet<SystemIdentifier>> {
     all
 }
 
-/// What a set that is shipped says of the identifiers that its cluster had before, where it may come after the newest
-/// one that is there. A pure function.
+/// Returns the former identifiers to record in a set that is about to be shipped, if it may come after the newest one
+/// there. A pure function.
 ///
 /// # Errors
-/// [`Refusal::AnotherCluster`] where that one is of another cluster.
+/// [`Refusal::AnotherCluster`] when the newest set belongs to another cluster.
 pub fn formerly(
     manifest: &Manifest,
     newest: Option<&Shipped>,
@@ -135,7 +135,8 @@ pub fn formerly(
 ) -> Result<Vec<SystemIdentifier>> {
     let Some(newest) = newest else { return Ok(Vec::new()) };
     let (own, found) = (manifest.postgres.system_identifier, id_of(newest));
-    // An older set that comes late is one of the cluster's history. A newer one would be of a cluster that was given up.
+    // An older set that arrives late is part of the cluster's history. A newer one would belong to a cluster that was
+    // given up.
     let is_late = newest.formerly.contains(&own) && manifest.set < newest.manifest.set;
     if own != found && !is_late && !configured.contains(&found) {
         return Err(Refusal::AnotherCluster {
@@ -151,7 +152,7 @@ pub fn formerly(
     Ok(all.into_iter().filter(|before| *before != own).collect())
 }
 
-/// The refusal to remove sets by a policy where nobody can tell whose they are.
+/// The refusal to remove sets by a policy when nobody can tell whose they are.
 pub fn nobodys(cx: &Context, repository: &str) -> Error {
     let control = instance::read_control(&cx.cluster.data_directory);
     let why = control.err().map_or_else(String::new, |error| error.chain());
@@ -168,10 +169,10 @@ pub fn hint(cluster: &str, found: SystemIdentifier) -> String {
 }
 
 impl Repository {
-    /// The cluster whose sets are meant where none is named.
+    /// Returns the cluster whose sets are meant if none is named.
     ///
     /// # Errors
-    /// [`Error::Usage`] where none of its sets, or not clearly one cluster's, are there; when the store fails.
+    /// [`Error::Usage`] when there are no sets of it, or it isn't clear which cluster is meant; when the store fails.
     pub fn kin(&self, cx: &Context) -> Result<Kin> {
         let identity = Identity::here(cx)?;
         if let Some(newest) = self.newest_if_of(&identity) {
@@ -181,8 +182,8 @@ impl Repository {
         meant(&identity, &sets, &self.name)
     }
 
-    /// The newest set, where it can be read and is this host's cluster's. Nearly always it is: then it says all there is
-    /// to say, and the others needn't be read.
+    /// Returns the newest set if it can be read and belongs to this host's cluster. Nearly always it does: then it
+    /// says everything there is to say, and the others needn't be read.
     pub(super) fn newest_if_of(&self, identity: &Identity) -> Option<Shipped> {
         let newest = self.newest().ok()??;
         (identity.now() == Some(id_of(&newest))).then_some(newest)
@@ -191,7 +192,7 @@ impl Repository {
 
 pub(crate) fn meant(identity: &Identity, sets: &[Shipped], repository: &str) -> Result<Kin> {
     let families = families(sets);
-    // What is in the data directory may be made anew where the cluster was lost, or by a package that was installed.
+    // The data directory may be new because the cluster was lost, or because a package was installed.
     let (live, of_sets) = (identity.live, identity.of_sets);
     for now in [live, of_sets] {
         let kin = Kin::around(now, &identity.formerly, sets);
@@ -261,12 +262,13 @@ mod tests {
         let error = ship(&set(4, "2", &[]), &old, &[]).unwrap_err();
         assert_eq!(error.exit_code(), 4);
         assert!(error.hint().unwrap().contains("formerly = [\"1\"]"), "{:?}", error.hint());
-        // pg_upgrade, which the configuration names; and each set after it says so.
+        // pg_upgrade, which the configuration names; and each later set says so.
         assert_eq!(ship(&set(4, "2", &[]), &old, &["1"]).unwrap(), ["1"]);
         let upgraded = set(4, "2", &["1"]);
         assert_eq!(ship(&set(5, "2", &[]), &upgraded, &[]).unwrap(), ["1"]);
         assert_eq!(ship(&set(5, "3", &[]), &upgraded, &["2"]).unwrap(), ["1", "2"]);
-        // One from before that comes late; but not of a cluster that goes on beside it, unless that is said.
+        // A set from before that arrives late is accepted; one of a cluster that still runs next to it isn't, unless
+        // configured.
         assert_eq!(ship(&old, &upgraded, &[]).unwrap(), ["2"]);
         ship(&set(5, "1", &[]), &upgraded, &[]).unwrap_err();
         assert_eq!(ship(&set(5, "1", &[]), &upgraded, &["2"]).unwrap(), ["2"]);
@@ -305,14 +307,14 @@ mod tests {
         let days = |kin: &Kin| -> Vec<usize> {
             (1..=two.len()).filter(|day| kin.has(&two[day - 1])).collect()
         };
-        // A host without a set has a policy of its own cluster's alone.
+        // On a host without a set, a policy applies to its own cluster only.
         assert_eq!(days(&Kin::of(&live("9", None, &[]), &two)), [2]);
         assert_eq!(days(&Kin::of(&live("5", None, &[]), &two)), [0; 0]);
         assert_eq!(days(&Kin::of(&live("5", Some("9"), &[]), &two)), [0; 0]);
         assert_eq!(days(&Kin::of(&live("5", Some("9"), &["2"]), &two)), [1, 3]);
         assert_eq!(days(&Kin::of(&identity(None, &[]), &two)), [1, 3], "nothing is known");
         assert!(!identity(None, &[]).is_known() && live("5", None, &[]).is_known());
-        // But a cluster that was made anew where the old one was lost isn't what a restore is after.
+        // But a new cluster created where the old one was lost isn't what a restore is looking for.
         assert_eq!(days(&meant(&live("9", None, &[]), &two, "r").unwrap()), [2]);
         assert_eq!(days(&meant(&live("5", Some("9"), &[]), &two, "r").unwrap()), [2]);
         let error = meant(&live("5", None, &[]), &two, "r").unwrap_err();

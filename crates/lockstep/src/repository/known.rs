@@ -1,8 +1,8 @@
-//! Which repository this host knows under a name, by its id.
+//! Remembers, by its id, which repository this host knows under a name.
 //!
-//! What could go wrong: the disk of a repository isn't mounted, and its folder is one of the disk below; or the URL leads
-//! to another bucket. A new repository made there would look as well as the one that is away. So its id is written down
-//! once it was opened, and whoever means another one has to name it.
+//! What could go wrong: a repository's disk isn't mounted, and its folder is one on the disk below; or the URL leads
+//! to another bucket. A new repository created there would look just like the one that can't be reached. So the id is
+//! written down once the repository was opened, and anyone who means another one has to name it.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ use crate::files;
 use crate::refusal::Refusal;
 use crate::set::manifest::json;
 
-/// The form of what is written down; another one counts as nothing.
+/// The form of the note; a note in any other form is ignored.
 const VERSION: u32 = 1;
 /// Its folder in the cluster's state.
 pub(crate) const FOLDER: &str = "known";
@@ -29,7 +29,7 @@ struct Note {
     repository: String,
 }
 
-/// A repository that was there.
+/// A repository that this host has seen.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Its id.
@@ -39,7 +39,7 @@ pub struct Known {
 }
 
 impl Known {
-    /// That it isn't what is at the URL of repository `name`: `found` is the id of what is.
+    /// The error that this isn't what is at the URL of repository `name`: `found` is the id of what is.
     #[must_use]
     pub fn is_away(self, name: &str, found: Option<String>) -> Error {
         let Self { id, newest } = self;
@@ -47,7 +47,7 @@ impl Known {
     }
 }
 
-/// What a cluster of this state_dir knows under the name: this one, else another.
+/// Returns what a cluster of this state_dir knows under the name: this cluster first, else any other.
 #[must_use]
 pub fn of(cx: &Context, name: &str) -> Option<Known> {
     let in_folder = |folder: PathBuf| {
@@ -60,7 +60,7 @@ pub fn of(cx: &Context, name: &str) -> Option<Known> {
     })
 }
 
-/// What this cluster knows under the name.
+/// Returns what this cluster knows under the name.
 #[must_use]
 pub fn of_this(cx: &Context, name: &str) -> Option<Known> {
     let seen = seen::known(&seen::path(cx, name));
@@ -69,10 +69,10 @@ pub fn of_this(cx: &Context, name: &str) -> Option<Known> {
     Some(Known { id, newest })
 }
 
-/// Writes down which it is, whatever was known before.
+/// Writes down which repository it is, whatever was known before.
 ///
 /// # Errors
-/// When that can't be written.
+/// When the note can't be written.
 pub fn note(cx: &Context, name: &str, id: &str) -> Result<()> {
     files::create_directories(&cx.state.path(FOLDER))?;
     let note = Note { version: VERSION, repository: id.to_owned() };
@@ -80,7 +80,7 @@ pub fn note(cx: &Context, name: &str, id: &str) -> Result<()> {
     files::publish(&path(cx, name), &bytes)
 }
 
-/// The same, where nothing is known yet. Without it all goes on as it did.
+/// The same, but only if nothing is known yet. A failure changes nothing else.
 pub(super) fn note_first(cx: &Context, name: &str, id: &str) {
     if read(&path(cx, name)).is_some() {
         return;
@@ -91,11 +91,11 @@ pub(super) fn note_first(cx: &Context, name: &str, id: &str) {
     }
 }
 
-/// What `lockstep.json` says of the repository `name`.
+/// Returns what `lockstep.json` says about the repository `name`.
 ///
 /// # Errors
-/// Where there is none: that it is gone and the rest is there, that it is the repository that is away, or that there
-/// never was one. Those of [`Format::find`].
+/// When there is no such file: it alone is gone and the rest is there, it belongs to the repository that can't be
+/// reached, or there never was one. Those of [`Format::find`].
 pub fn format(cx: &Context, store: &Store, name: &str) -> Result<Format> {
     if let Some(format) = Format::find(store, name)? {
         return Ok(format);

@@ -1,16 +1,20 @@
-//! The lease that lets one host at a time write to a cluster's part of a repository, renewed by a
-//! thread for as long as it is held.
+//! The lease that lets one host at a time write to a cluster's part of a repository. A thread renews it for as long
+//! as it is held.
 //!
-//! What could go wrong: the holder dies. Its lease expires by itself; on the same host the next
-//! start takes it over, for the local lock says that its holder is gone. A call that it had sent may still be on its
-//! way, though: one that deletes what the next one counts on. So where the store is another machine, it is first waited
-//! for as long as a call may take. A copy of this host, state_dir and all, says the same name: the name has the machine
-//! in it, and a lease that goes on while it is waited for isn't taken over. Or the holder's clock was far ahead when it
-//! died: its lease would never end. So one that ends later than any that is taken now has to go on to be
-//! believed, as seen by the one clock that nobody sets. Or the holder stands
-//! still for longer than the lease lasts, and goes on when another host has it. Where only the process
-//! stood still, this host's clock tells; the clock of a virtual machine that was stopped tells nothing, it
-//! stood still too. So whoever is about to delete, to replace or to publish asks the store.
+//! What could go wrong: the holder dies. Its lease expires by itself. On the same host the next start takes it over,
+//! because the local lock shows that its holder is gone. But a call that the holder had sent may still be on its way:
+//! one that deletes what the next holder counts on. So if the store is another machine, the next start first waits
+//! for as long as a call may take.
+//!
+//! A copy of this host, state_dir and all, gives the same name. So the name contains the machine, and a lease that is
+//! renewed while it is waited for isn't taken over.
+//!
+//! Or the holder's clock was far ahead when it died, so its lease would never end. So a lease that ends later than
+//! any taken now is believed only if it is seen to be renewed, as measured by the one clock that nobody sets.
+//!
+//! Or the holder stands still for longer than the lease lasts, and continues when another host has it. If only the
+//! process stood still, this host's clock tells. The clock of a virtual machine that was stopped tells nothing,
+//! because it stood still too. So anyone about to delete, replace or publish asks the store first.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -25,42 +29,42 @@ use crate::error::{Error, Result};
 use crate::repository::{Repository, of_strata, reserve};
 use crate::steps;
 
-/// What the lease is on.
+/// What the lease is for.
 const WRITE: &str = "write";
-/// How long it lasts unless it is renewed, in seconds.
+/// How long it lasts without renewal, in seconds.
 const SECONDS: u64 = 300;
-/// For so long what the store said of it counts, where one object after another is deleted or replaced.
+/// How long an answer of the store about the lease counts, while one object after another is deleted or replaced.
 const CONFIRMED: Duration = Duration::from_secs(5);
-/// Clocks may differ by so many seconds: what ends later than this after a new lease would wasn't written by a right one.
+/// How far clocks may differ, in seconds. A lease that ends later than a new one would, plus this, has a wrong clock.
 const AHEAD: u64 = 300;
-/// What to do where another has this host's name.
+/// The hint when another host uses this host's name.
 const COPIED: &str =
     "were state_dir and the machine copied? each host needs a state_dir of its own";
-/// What to do where there is no room, and none was kept back.
-const NOT_EVEN_A_LEASE: &str = "not even the lease fits that deleting takes: make a few KiB of room there, by what isn't the repository's or what a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
-/// Between two tries to get it.
+/// The hint when there is no room for the lease, and none was kept back.
+const NOT_EVEN_A_LEASE: &str = "there isn't even room for the lease that deleting needs: free a few KiB there by removing files that aren't the repository's or that a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
+/// The pause between two attempts to get the lease.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// A lease that is held and renewed.
 #[derive(Debug)]
 pub struct Held {
     stop: Arc<AtomicBool>,
-    /// How, where it was.
+    /// How it was lost, if it was.
     lost: Arc<OnceLock<String>>,
-    /// Its owner's name in the lease.
+    /// The owner's name in the lease.
     owner: String,
-    /// Unix time.
+    /// When it expires, in Unix time.
     expires: Arc<AtomicU64>,
-    /// There until it is given back.
+    /// The lease, until it is given back.
     lease: Option<Arc<Mutex<Lease>>>,
-    /// When the store was last asked whose it is.
+    /// When the store was last asked whose lease it is.
     confirmed: Mutex<Instant>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Held {
-    /// The same for whoever deletes what nothing needs, without waiting: where there is no room for the lease, what is kept
-    /// back for that is used.
+    /// The same for a caller that deletes what nothing needs, without waiting. If there is no room for the lease, the
+    /// room kept back for it is used.
     ///
     /// # Errors
     /// Those of [`Self::take`].
@@ -73,20 +77,20 @@ impl Held {
             true => Self::take_with(cx, repository, Duration::ZERO),
             false => Err(full),
         };
-        // One whose making was killed gives no room.
+        // A reserve whose creation was killed frees no room.
         taken.map_err(|error| match error.lacks_room() {
             true => Error::failed(error.chain()).with_hint(NOT_EVEN_A_LEASE),
             false => error,
         })
     }
 
-    /// Takes the lease, waiting for as long as `patience` where another host holds it.
+    /// Takes the lease, waiting up to `patience` if another host holds it.
     ///
-    /// The caller holds the local lock of this cluster and repository: so a lease of this very
-    /// host's is one that a killed process left.
+    /// The caller holds the local lock of this cluster and repository. So a lease of this very host was left by a
+    /// killed process.
     ///
     /// # Errors
-    /// [`Error::Locked`] with who holds it, or when the store fails.
+    /// [`Error::Locked`], which names the holder, or when the store fails.
     pub fn take(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
         let held = Self::take_with(cx, repository, patience)?;
         reserve::keep(repository);
@@ -95,7 +99,7 @@ impl Held {
 
     fn take_with(cx: &Context, repository: &Repository, patience: Duration) -> Result<Self> {
         let owner = owner(cx);
-        // What a process of this host has asked of a folder ends with it.
+        // What a process of this host has asked of a folder ends with the process.
         let call = match repository.config.place() {
             Ok(Place::Folder(_)) => Duration::ZERO,
             _ => Duration::from_secs(repository.config.timeout_seconds.into()),
@@ -115,7 +119,7 @@ impl Held {
         let until = expires.clone();
         let lease = Arc::new(Mutex::new(lease));
         let renewing = lease.clone();
-        // It was taken just now, and the store said so.
+        // The lease was taken just now, and the store confirmed it.
         let mut renewed = Instant::now();
         let confirmed = Mutex::new(renewed);
         let thread = std::thread::spawn(move || {
@@ -136,7 +140,7 @@ impl Held {
                         let _ = gone.set(how);
                         break;
                     }
-                    // Tried again in a second, until it has expired.
+                    // Tried again in a second, until the lease has expired.
                     Err(error) if now() < lease.expires() => {
                         tracing::warn!(%error, "the lease could not be renewed");
                     }
@@ -152,10 +156,11 @@ impl Held {
         Self { stop, lost, owner, expires, lease, confirmed, thread: Some(thread) }
     }
 
-    /// That it is still held, as far as this host knows. It is to be asked often: no call to the store is made.
+    /// Checks that the lease is still held, as far as this host knows. It makes no call to the store, so call it
+    /// often.
     ///
     /// # Errors
-    /// When it was lost: then nothing may be written any more.
+    /// When it was lost: nothing may be written any more.
     pub fn check(&self) -> Result<()> {
         match self.lost.get() {
             Some(how) => Err(not_held(how)),
@@ -164,7 +169,7 @@ impl Held {
         }
     }
 
-    /// That the store says so too.
+    /// Checks with the store that the lease is still held.
     ///
     /// # Errors
     /// When it was lost, or the store fails.
@@ -185,12 +190,12 @@ impl Held {
         }
     }
 
-    /// Why work under the lease failed, by what the store said then ([`Self::confirm`]): that it was lost, where it was.
-    /// What another host does meanwhile looks like damage.
+    /// Explains why work under the lease failed, given what the store said then ([`Self::confirm`]): if the lease was
+    /// lost, that is the reason. What another host does meanwhile looks like damage.
     pub fn blamed(&self, error: Error, confirmed: Result<()>) -> Error {
         match (error, confirmed) {
             (interrupted @ Error::Interrupted { .. }, _) => interrupted,
-            // A store that fails says nothing of the lease.
+            // A store that fails says nothing about the lease.
             (error, Err(lost))
                 if self.check().is_err() && error.to_string() != lost.to_string() =>
             {
@@ -200,24 +205,26 @@ impl Held {
         }
     }
 
-    /// For work of many steps, at its end: that it was held all the time. A machine that was stopped between an answer of the
-    /// store and what was written then wouldn't know else.
+    /// Checks at the end of work of many steps that the lease was held all the time. Otherwise a machine that was
+    /// stopped between an answer of the store and a later write wouldn't notice.
     ///
     /// # Errors
-    /// When it was lost. A store that fails then says nothing of what was done.
+    /// When it was lost. A store that fails here says nothing about what was done.
     pub fn was_held(&self) -> Result<()> {
         match self.confirm() {
             Err(lost) if self.check().is_err() => Err(Error::failed(
-                "what was written last may need what another host has taken away meanwhile",
+                "what was written last may need something that another host has removed meanwhile",
             )
             .because(lost)
-            .with_hint("`lockstep repo check` says whether sets are harmed, and what mends them")),
+            .with_hint(
+                "`lockstep repo check` says whether sets are harmed, and how to repair them",
+            )),
             _ => Ok(()),
         }
     }
 
-    /// For work of many steps, before each: that it wasn't interrupted, and that the lease is still held; the store is
-    /// asked every few seconds.
+    /// Checks before each step of longer work that it wasn't interrupted and that the lease is still held. The store
+    /// is asked every few seconds.
     ///
     /// # Errors
     /// [`Error::Interrupted`] at this step, or those of [`Self::confirm`].
@@ -228,13 +235,13 @@ impl Held {
     }
 }
 
-/// How long what is waited for.
+/// How long to wait for what.
 struct Waits {
     /// For a lease that somebody holds.
     patience: Duration,
-    /// For what a process of this host that died may have sent.
+    /// For calls that a dead process of this host may have sent.
     call: Duration,
-    /// For a lease that ends too late to be believed to go on.
+    /// For a renewal of a lease that ends too late to be believed.
     unchanged: Duration,
 }
 
@@ -243,7 +250,7 @@ impl Waits {
     fn take(&self, strata: &strata::Repository, owner: &str) -> Result<Result<Lease, Seen>> {
         let since = Instant::now();
         let mut watched: Option<(u64, Instant)> = None;
-        // Seen to be renewed, or taken by another: somebody lives.
+        // Whether the lease was seen to be renewed or taken by another: then somebody is alive.
         let mut goes_on = false;
         loop {
             match Lease::acquire(strata, WRITE, owner, SECONDS, now()) {
@@ -263,7 +270,7 @@ impl Waits {
                         && !wait.is_zero()
                     {
                         tracing::warn!(
-                            "{why}: it is taken over in {} seconds, unless it goes on",
+                            "{why}: it is taken over in {} seconds, unless its holder renews it",
                             wait.as_secs()
                         );
                     }
@@ -291,18 +298,17 @@ impl Waits {
         }
     }
 
-    /// After how long without a change its holder is known to be gone, and why, where its end isn't waited for.
+    /// After how long without a change its holder is known to be gone, and why; nothing if its end is waited for.
     fn counts_as_dead_after(&self, seen: &Seen, owner: &str) -> Option<(Duration, String)> {
         if seen.owner == owner {
-            let why =
-                "a process of this host left the lease behind, and what it sent may be on its way";
+            let why = "a process of this host left the lease, and what it sent to the store may still be on its way";
             return Some((self.call, why.to_owned()));
         }
         is_too_late(seen).then(|| (self.unchanged, too_late(seen)))
     }
 }
 
-/// Whether it ends later than a lease could that was taken just now, whatever clocks differ by.
+/// Checks whether it ends later than a lease taken just now could, even with clocks that differ.
 fn is_too_late(seen: &Seen) -> bool {
     seen.expires > now().saturating_add(SECONDS + AHEAD)
 }
@@ -315,7 +321,7 @@ fn too_late(seen: &Seen) -> String {
     )
 }
 
-/// A lease that nobody's right clock wrote, in words.
+/// Describes a lease that no correct clock wrote.
 ///
 /// # Errors
 /// When the store fails.
@@ -331,7 +337,7 @@ fn lost_to(owner: &str, own: &str) -> String {
     }
 }
 
-/// Nothing is half changed under these locks.
+/// Nothing is left half changed under these locks, so a poisoned one is fine.
 fn inside<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -361,19 +367,19 @@ impl Drop for Held {
     }
 }
 
-/// Who this is, for others and for the next start here.
+/// Names this host, for others and for the next start here.
 fn owner(cx: &Context) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     named(&host, cx.state.owner(), &machine())
 }
 
-/// A copy of state_dir on another machine is another one.
+/// A copy of state_dir on another machine gets another name.
 fn named(host: &str, owner: &str, machine: &str) -> String {
     format!("{host} ({owner}, machine {machine})")
 }
 
-/// What tells this machine from a copy of its disks, also after it was started anew. The machine's id itself isn't for
-/// others to see (machine-id(5)).
+/// Tells this machine apart from a copy of its disks, also after a restart. The machine's id itself isn't for others
+/// to see (machine-id(5)).
 fn machine() -> String {
     let of = ["/etc/machine-id", "/sys/class/dmi/id/product_uuid"];
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
@@ -382,7 +388,7 @@ fn machine() -> String {
     hash.iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// In words, as far as it is a time.
+/// The end of the lease in words, if it is a valid time.
 fn until(expires: u64) -> String {
     let at = i64::try_from(expires).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
     at.map_or(String::new(), |at| format!(" until {at}"))
@@ -391,7 +397,7 @@ fn until(expires: u64) -> String {
 fn locked(cx: &Context, repository: &Repository, seen: &Seen, own: &str) -> Error {
     let until = match until(seen.expires) {
         none if none.is_empty() => none,
-        until => format!("{until}, unless it goes on"),
+        until => format!("{until}, unless its holder renews it"),
     };
     let owner = match seen.owner == own {
         true => format!("{own}, this host's own name: {COPIED};"),
@@ -424,7 +430,7 @@ mod tests {
         let held = Held::keep(take("this", 3600, now()).unwrap(), "this".into());
         held.check().unwrap();
         drop(held);
-        // As if it had been taken a minute ago, and nothing had run since.
+        // As if it had been taken a minute ago and nothing had run since.
         let held = Held::keep(take("this", 59, now() - 60).unwrap(), "this".into());
         let error = held.check().unwrap_err();
         assert!(error.to_string().contains("has expired"), "{error}");
@@ -452,7 +458,7 @@ mod tests {
         assert!(error.to_string().contains("was lost to \"other\""), "{error}");
         assert!(held.check().is_err() && held.confirm().is_err(), "from then on it is known here");
         assert!(held.was_held().unwrap_err().hint().unwrap().contains("repo check"));
-        // What looks like damage is what the other one does.
+        // What looks like damage is the other host's doing.
         let blamed = |error| held.blamed(error, held.confirm()).to_string();
         assert!(blamed(Error::failed("it does not exist")).contains("was lost to \"other\""));
         assert!(!blamed(Error::Interrupted { step: "test".into() }).contains("was lost"));
@@ -479,10 +485,10 @@ mod tests {
         let taken = Waits { call: SHORT, ..SOON }.take(&repository, "this").unwrap().unwrap();
         assert!(begun.elapsed() >= SHORT);
         taken.release(now()).unwrap();
-        // Given back, there is nothing to wait for.
+        // After it was given back, there is nothing to wait for.
         let far = Waits { call: Duration::from_secs(600), ..SOON };
         far.take(&repository, "this").unwrap().unwrap().release(now()).unwrap();
-        // Nor where the store's calls end with the process.
+        // Nor if the store's calls end with the process.
         drop(dead());
         SOON.take(&repository, "this").unwrap().unwrap();
     }
@@ -501,7 +507,7 @@ mod tests {
             assert_eq!(taking.join().unwrap().unwrap_err().owner, "this");
         });
         copy.confirm().unwrap();
-        // One that had it all the same says what may be wrong.
+        // If the copy had the lease all the same, the error says what may be wrong.
         let held = Held::keep(copy, "this".into());
         let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
         let other = Lease::take_over(&repository, WRITE, "this", 300, now(), &seen).unwrap();
@@ -522,7 +528,7 @@ mod tests {
         let mut wrong = Lease::acquire(&repository, WRITE, "db2", 300, ends).unwrap();
         let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
         assert!(too_late(&seen).contains(" until 20"), "{}", too_late(&seen));
-        // It lives.
+        // The holder is alive.
         std::thread::scope(|scope| {
             let taking = scope.spawn(|| {
                 let long = Waits { unchanged: Duration::from_secs(8), ..SOON };
@@ -537,7 +543,7 @@ mod tests {
         assert!(begun.elapsed() >= SHORT && taken.expires() < now() + SECONDS + 1);
         assert!(wrong.renew(ends + 200).is_err());
         taken.release(now()).unwrap();
-        // One that a right clock wrote is believed, also where this one is a little behind.
+        // A lease that a correct clock wrote is believed, even if this host's clock is a little behind.
         Lease::acquire(&repository, WRITE, "db2", 300, now() + AHEAD / 2).unwrap();
         assert_eq!(waits.take(&repository, "this").unwrap().unwrap_err().owner, "db2");
     }

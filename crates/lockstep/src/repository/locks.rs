@@ -1,6 +1,6 @@
-//! Until when the store locks what a repository's sets need, and whether that is prolonged in time.
+//! How long the store locks what a repository's sets need, and whether these locks are extended in time.
 //!
-//! What could go wrong: nobody prunes, so nobody prolongs, and nobody notices. So checks look at it.
+//! What could go wrong: nobody prunes, so nobody extends the locks, and nobody notices. So the checks look at it.
 
 use jiff::Timestamp;
 use strata::check::{Locks, lock_seconds};
@@ -9,10 +9,10 @@ use strata::manifest::Manifest as Stored;
 use super::{Repository, of_store, of_strata};
 use crate::error::Result;
 
-/// What an overdue prolongation is to be answered with.
+/// The hint for locks that should have been extended.
 pub const OVERDUE_HINT: &str = "`lockstep prune` prolongs locks where a retention is set for this repository: does its timer run, and what does it say?";
 
-/// What is worth keeping beside the clusters' parts: the repository's own format, and its keys.
+/// Lists what is worth keeping besides the clusters' parts: the repository's own format, and its keys.
 ///
 /// # Errors
 /// When the store fails.
@@ -23,10 +23,10 @@ pub fn of_all_clusters(repository: &Repository) -> Result<Vec<String>> {
     Ok(paths)
 }
 
-/// That locks should have been prolonged by now, in words: less than a quarter of their time is left.
+/// Says in words that locks should have been extended by now: less than a quarter of their time is left.
 ///
 /// # Errors
-/// When the store fails, or the oldest set's manifest can't be read where that is needed.
+/// When the store fails, or the oldest set's manifest is needed for that and can't be read.
 pub fn overdue(repository: &Repository, now: u64) -> Result<Option<String>> {
     let strata = &repository.strata;
     let seconds = lock_seconds(strata);
@@ -36,7 +36,7 @@ pub fn overdue(repository: &Repository, now: u64) -> Result<Option<String>> {
     let noted = Locks::read(strata).map_err(of_strata)?.all_until(seconds);
     let until = match noted {
         Some(until) => until,
-        // They have never been: the first locks that end are the oldest set's.
+        // They have never been extended: the first locks to end are the oldest set's.
         None => match Stored::list(strata).map_err(of_strata)?.first() {
             None => return Ok(None),
             Some(oldest) => {
@@ -53,7 +53,7 @@ pub fn overdue(repository: &Repository, now: u64) -> Result<Option<String>> {
     }))
 }
 
-/// A moment of Unix time, where it is one.
+/// Converts Unix time to a timestamp, if it is in range.
 #[must_use]
 pub fn date(seconds: u64) -> Option<Timestamp> {
     Timestamp::from_second(i64::try_from(seconds).ok()?).ok()

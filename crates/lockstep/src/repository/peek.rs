@@ -1,8 +1,8 @@
-//! Single files of an image: names are looked up folder by folder, and of the indexes no more is
-//! read than that takes.
+//! Reads single files of an image. Names are looked up folder by folder, and no more of the indexes is read than that
+//! takes.
 //!
-//! What could go wrong: a folder may name an object that isn't there, and the tables that say how
-//! attributes are stored may be missing; both are errors, never an empty file.
+//! What could go wrong: a folder names an object that isn't there, or the tables that say how attributes are stored
+//! are missing. Both are errors, never an empty file.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -21,17 +21,17 @@ use super::unfold::INDEX_MEMORY;
 use super::{Repository, no_deltas, of_strata};
 use crate::error::{Error, Result};
 
-/// Steps on the way to the tables of attributes: the master node, the list of tables, the tables.
+/// Steps on the way to the attribute tables: the master node, the list of tables, the tables.
 const STEPS_TO_TABLES: usize = 3;
 
-/// An image that is looked into.
+/// An image that is being read.
 pub struct Peek {
     builder: TreeBuilder<NoContent>,
     lookup: Lookup,
     frames: FrameReader,
     /// Objects whose content isn't stored.
     pub left_out: HashSet<u64>,
-    /// Objects that were looked for, there or not.
+    /// Objects that were looked for, whether found or not.
     seen: HashSet<u64>,
     has_all: bool,
 }
@@ -100,18 +100,18 @@ impl Peek {
         self.lookup.fold(&StreamRules, &mut reading).map_err(of_strata)
     }
 
-    /// A file or folder.
+    /// Returns a file or folder.
     ///
     /// # Errors
-    /// When the image has a name of it and no more, it is damaged, or the store fails.
+    /// When the image has its name but not the object, is damaged, or the store fails.
     pub fn node(&mut self, object: u64) -> Result<&Node<()>> {
         self.load([object])?;
         self.builder.node(object).ok_or_else(|| {
-            Error::failed(format!("object {object} has a name and isn't in the repository"))
+            Error::failed(format!("object {object} has a name but isn't in the repository"))
         })
     }
 
-    /// The object at a path of names.
+    /// Returns the object at a path of names.
     ///
     /// # Errors
     /// When the image is damaged or the store fails.
@@ -127,7 +127,7 @@ impl Peek {
         Ok(Some(at))
     }
 
-    /// Gives the content of one file, in order; what isn't given is zeros.
+    /// Passes the content of one file to `each`, in order; what isn't passed is zeros.
     ///
     /// # Errors
     /// When the image is damaged, the store fails, or `each` does.
@@ -146,7 +146,7 @@ impl Peek {
         }
     }
 
-    /// The content of a small file, whole.
+    /// Returns the whole content of a small file.
     ///
     /// # Errors
     /// When it is larger than `limit`, the image is damaged or the store fails.
@@ -167,7 +167,7 @@ impl Peek {
     }
 }
 
-/// Takes one file's content.
+/// Collects one file's content.
 struct Content<F> {
     object: u64,
     size: u64,

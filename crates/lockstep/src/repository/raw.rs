@@ -1,15 +1,14 @@
-//! Raw segments: send streams of encrypted datasets, stored as they came, for nobody without their
-//! key can look into them.
+//! Raw segments: send streams of encrypted datasets, stored as they came, because nobody can look into them without
+//! their key.
 //!
-//! A segment is a delta without a base in an image of its own: one object whose content is the
-//! stream. What it is an increment to, and so on back to a full stream, is its chain. The chain is in
-//! the segment's `about` and in every set's manifest, and the manifest's deltas are all of it: so a
-//! segment stays as long as any set needs it, and nothing that collects, checks or merges deltas has to
-//! know of chains.
+//! A segment is a delta without a base in an image of its own: one object whose content is the stream. The segment's
+//! chain is the segment that it is an increment to, and so on back to a full stream. The chain is in the segment's
+//! `about` and in every set's manifest, and the manifest lists all of it as deltas. So a segment stays as long as any
+//! set needs it, and nothing that collects, checks or merges deltas has to know of chains.
 //!
-//! What could go wrong: a stream that was cut, or whose bits flipped on the way, is kept as a whole one,
-//! and found out when it is needed. So it is read record by record in passing, checksums and all, and
-//! only one that has come to its end as what it should be is given a descriptor.
+//! What could go wrong: a stream that was cut short, or whose bits flipped on the way, is kept as a whole one, and
+//! this shows only when it is needed. So the stream is read record by record in passing, checksums included, and only
+//! one that reached its end as the expected stream is given a descriptor.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
@@ -29,14 +28,14 @@ use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::{Base, DatasetName};
 
-/// The newest form that is known.
+/// The newest known form.
 const VERSION: u32 = 1;
 /// The object whose content is the stream.
 const STREAM: u64 = 1;
-/// Bytes of the stream that are one block.
+/// The block size of the stream, in bytes.
 const BLOCK: usize = 1 << 20;
 
-/// What tells a segment's `about` from an image's.
+/// Tells a segment's `about` apart from an image's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Kind {
@@ -48,9 +47,9 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Link {
-    /// Its delta: the GUID of the snapshot that it leads to, as text.
+    /// Its delta: the GUID of the snapshot that the segment leads to, as text.
     pub guid: String,
-    /// That snapshot's name, without its dataset: the one it gets when it is received.
+    /// That snapshot's name without its dataset, which it gets again when it is received.
     pub snapshot: String,
 }
 
@@ -62,11 +61,11 @@ pub struct Segment {
     pub version: u32,
     /// `raw`.
     pub kind: Kind,
-    /// The segments to be received one after another, a full stream first and this one last.
+    /// The segments to receive one after another, a full stream first and this one last.
     pub chain: Vec<Link>,
     /// The length of the stream.
     pub stream_bytes: u64,
-    /// BLAKE3 of the stream, in hex.
+    /// The stream's BLAKE3 hash, in hex.
     pub blake3: String,
     /// Where the dataset's key was, as ZFS's `keylocation`.
     pub key_location: Option<String>,
@@ -75,10 +74,10 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// Of a descriptor.
+    /// Reads it from a descriptor.
     ///
     /// # Errors
-    /// When it says something else, or its chain can't be one.
+    /// When the descriptor isn't a segment's, or its chain is impossible.
     pub fn of(descriptor: &Descriptor) -> Result<Self> {
         let what = || format!("delta \"{}\" of \"{}\"", descriptor.id, descriptor.image);
         let segment: Self = serde_json::from_value(descriptor.about.clone())
@@ -89,7 +88,7 @@ impl Segment {
         let guids: BTreeSet<_> = segment.chain.iter().map(|link| &link.guid).collect();
         let ends_here = segment.chain.last().is_some_and(|last| last.guid == descriptor.id);
         if !ends_here || guids.len() < segment.chain.len() {
-            return Err(Error::failed(format!("{} names a chain that is none", what())));
+            return Err(Error::failed(format!("{} names an impossible chain", what())));
         }
         if let Some(link) = segment.chain.iter().find(|link| !is_name(&link.snapshot)) {
             let why = format!("{} names a snapshot \"{}\"", what(), link.snapshot.escape_default());
@@ -98,7 +97,7 @@ impl Segment {
         Ok(segment)
     }
 
-    /// As a descriptor's `about`.
+    /// Returns it as a descriptor's `about`.
     ///
     /// # Errors
     /// When it can't be expressed in JSON.
@@ -106,34 +105,34 @@ impl Segment {
         serde_json::to_value(self).map_err(json("describe a segment"))
     }
 
-    /// The segment that it is an increment to.
+    /// Returns the segment that this one is an increment to.
     #[must_use]
     pub fn base(&self) -> Option<&Link> {
         self.chain.len().checked_sub(2).and_then(|at| self.chain.get(at))
     }
 
-    /// Whether all of its chain is among these deltas.
+    /// Checks that its whole chain is among these deltas.
     #[must_use]
     pub fn is_whole(&self, there: &[String]) -> bool {
         self.chain.iter().all(|link| there.contains(&link.guid))
     }
 }
 
-/// Whether ZFS could give a snapshot this name.
+/// Checks that ZFS could give a snapshot this name.
 fn is_name(text: &str) -> bool {
     !text.contains('/') && DatasetName::new(text).is_ok()
 }
 
-/// The image of a dataset's raw segments. No dataset has an `@` in its name.
+/// Returns the image name for a dataset's raw segments. No dataset has an `@` in its name.
 #[must_use]
 pub fn raw_image_name(dataset: &DatasetName) -> String {
     const RAW: &str = "@raw";
     format!("{}{RAW}", name_within(dataset, LONGEST - RAW.len()))
 }
 
-/// What the next segment is an increment to: the newest of `bases`, which come newest first, whose
-/// segment is `there` with all of its chain. `None`: a full stream is due, also because `full_every`
-/// increments came since the last.
+/// Returns what the next segment is an increment to: the newest of `bases` (newest first) whose segment is `there`
+/// with its whole chain. `None` means that a full stream is due, also because `full_every` increments came since the
+/// last.
 ///
 /// # Errors
 /// When `read` fails.
@@ -157,19 +156,19 @@ pub fn next_base(
     Ok(None)
 }
 
-/// What a stream that was stored came to.
+/// The result of storing a stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Ingested {
-    /// The snapshot that it leads to.
+    /// The snapshot that the stream leads to.
     pub link: Link,
-    /// Its length.
+    /// The stream's length.
     pub bytes: u64,
-    /// BLAKE3 of it, in hex.
+    /// The stream's BLAKE3 hash, in hex.
     pub blake3: String,
 }
 
 impl Ingested {
-    /// The segment that it is behind `base`.
+    /// Returns the segment that this stream becomes after `base`.
     #[must_use]
     pub fn behind(
         self,
@@ -192,11 +191,11 @@ impl Ingested {
     }
 }
 
-/// Writes a stream into `writer`, which the caller finishes. It has to lead to the snapshot `guid`, from
-/// `base` or from nothing. `progress` is told how much of it has been read.
+/// Writes a stream into `writer`, which the caller finishes. The stream has to lead to the snapshot `guid`, from
+/// `base` or from nothing. `progress` is called with the number of bytes read.
 ///
 /// # Errors
-/// When it is damaged, cut short or another stream than it should be, or the store fails.
+/// When the stream is damaged, cut short or another than expected, or the store fails.
 pub fn ingest(
     input: &mut impl Read,
     writer: &mut ImageWriter,
@@ -222,7 +221,7 @@ pub fn ingest(
         }
         Ok(link)
     })();
-    // Where the store failed, the stream only couldn't be read on.
+    // If the store failed, that is the cause, and the stream merely couldn't be read further.
     if let Some(error) = keeping.failed.take() {
         return Err(error);
     }
@@ -235,7 +234,7 @@ pub fn ingest(
     })
 }
 
-/// Whether it is the stream that was asked for, as BEGIN says.
+/// Checks, by its BEGIN, that the stream is the expected one.
 fn check(begin: &Begin, is_package: bool, guid: &str, base: Option<&str>) -> Result<Link> {
     let name = String::from_utf8_lossy(&begin.to_name).into_owned();
     let wrong = |what: String| Err(Error::failed(format!("the stream of {name} {what}")));
@@ -243,7 +242,7 @@ fn check(begin: &Begin, is_package: bool, guid: &str, base: Option<&str>) -> Res
         return wrong("isn't raw".into());
     }
     if is_package || begin.features.contains(Features::RESUMING) {
-        return wrong("is none of a single snapshot, from its beginning".into());
+        return wrong("isn't one of a single snapshot, from its beginning".into());
     }
     if begin.objset != ObjsetType::FileSystem {
         return wrong("is of no file system".into());
@@ -264,12 +263,12 @@ fn check(begin: &Begin, is_package: bool, guid: &str, base: Option<&str>) -> Res
     }
 }
 
-/// Passes a stream on to its reader, and keeps what goes by.
+/// Passes a stream on to its reader, and stores what goes by.
 struct Keeping<'a, R> {
     input: &'a mut R,
     writer: &'a mut ImageWriter,
     block: Vec<u8>,
-    /// Of what is in the writer.
+    /// The offset of what is in the writer.
     offset: u64,
     hash: blake3::Hasher,
     failed: Option<Error>,
@@ -310,10 +309,10 @@ impl<R: Read> Read for Keeping<'_, R> {
     }
 }
 
-/// Writes a segment's stream as it came, and checks it against its hash once it has all gone by.
+/// Writes a segment's stream as it came, and checks its hash once it has all gone by.
 ///
 /// # Errors
-/// When it isn't there or is damaged, the store fails, or `to` does.
+/// When the segment is missing or damaged, the store fails, or `to` does.
 pub fn copy(
     repository: &Repository,
     image: &str,
@@ -393,7 +392,8 @@ mod tests {
         }
     }
 
-    /// The GUID that the next segment starts from: of `bases`, newest first, where `chains` are there.
+    /// Returns the GUID that the next segment starts from, given `bases` (newest first) and the `chains` that are
+    /// there.
     fn next(bases: &[u64], there: &[u64], chains: &[&[u64]], full_every: u32) -> Option<u64> {
         let base = |guid: &u64| Base { name: format!("t@s{guid}"), guid: *guid, createtxg: *guid };
         let there: Vec<String> = there.iter().map(u64::to_string).collect();
@@ -411,7 +411,7 @@ mod tests {
         assert_eq!(next(&[3, 2, 1], &[1, 2, 3], &chains, 30), Some(3));
         assert_eq!(next(&[4, 2, 1], &[1, 2, 3], &chains, 30), Some(2), "3 isn't on this host");
         assert_eq!(next(&[4], &[1, 2, 3], &chains, 30), None, "nothing in common");
-        // What 3 comes from is gone: it is of no use, and 1 is.
+        // The base of 3 is gone, so 3 is of no use; 1 is.
         assert_eq!(next(&[3, 2, 1], &[1, 3], &chains, 30), Some(1));
     }
 

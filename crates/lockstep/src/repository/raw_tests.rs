@@ -1,5 +1,5 @@
-//! Raw streams, recorded and made up, in a repository: they come back byte for byte; what isn't whole is
-//! never stored as such; damage is found, and nobody is told that a raw volume can be looked into.
+//! Raw streams, recorded and made up, in a repository: they come back byte for byte; an incomplete one is never
+//! stored as a whole one; damage is found; and nobody is told that a raw volume can be looked into.
 
 use std::sync::Arc;
 
@@ -60,13 +60,13 @@ fn begin(guid: u64, from: u64) -> Begin {
     }
 }
 
-/// A raw stream with nothing but so many bytes of BEGIN's payload.
+/// A raw stream that holds nothing but this many bytes of BEGIN's payload.
 fn made_up(begin: &Begin, bytes: usize) -> Vec<u8> {
     let payload: Vec<u8> = (0..bytes).map(|at| (at * 7 + bytes) as u8).collect();
     sendstream::Writer::new(Vec::new(), begin, &payload).unwrap().finish().unwrap()
 }
 
-/// A made-up stream from the snapshot before, or from nothing.
+/// A made-up stream from the previous snapshot, or from nothing.
 pub(crate) fn stream(guid: u64, from: Option<u64>) -> Vec<u8> {
     made_up(&begin(guid, from.unwrap_or(0)), 8 * (10 + guid as usize))
 }
@@ -87,7 +87,7 @@ fn store(repository: &Repository, stream: &[u8]) -> Result<(Descriptor, Segment)
     try_store(repository, stream, guid, base)
 }
 
-/// Stores what should be a stream that leads to `guid`.
+/// Stores a stream that is expected to lead to `guid`.
 fn try_store(
     repository: &Repository,
     mut stream: &[u8],
@@ -104,7 +104,7 @@ fn try_store(
     Ok((writer.finish().map_err(of_strata)?, segment))
 }
 
-/// A set of one raw volume.
+/// Publishes a set of one raw volume.
 pub(crate) fn publish(repository: &Repository, set: &str, stream: &[u8]) -> Result<Segment> {
     let (descriptor, segment) = store(repository, stream)?;
     let volume = ShippedVolume::raw(dataset(), descriptor, segment.clone(), 100);
@@ -128,7 +128,7 @@ pub(crate) fn publish(repository: &Repository, set: &str, stream: &[u8]) -> Resu
     Ok(segment)
 }
 
-/// What `zfs receive` would be given for a set: stream after stream.
+/// What `zfs receive` would get for a set, stream after stream.
 pub(crate) fn received(repository: &Repository, set: &str) -> Result<Vec<Vec<u8>>> {
     let shipped = repository.read(set)?;
     let volume = &shipped.volumes[0];
@@ -154,7 +154,7 @@ fn recorded_streams_come_back_byte_for_byte() {
     for number in 0..streams.len() {
         let set = set_id(number);
         assert!(received(&repository, &set).unwrap() == streams[..=number], "{set}");
-        // The manifest names the chain and the files: nothing else need be known to keep them.
+        // The manifest names the chain and the files: nothing else has to be known to keep them.
         let deltas = Stored::read(&repository.strata, &set).unwrap().deltas;
         assert_eq!(deltas.len(), number + 2);
         let volume = &repository.read(&set).unwrap().volumes[0];
@@ -273,7 +273,7 @@ fn damage_is_found_and_names_the_sets_whose_chains_have_it() {
             memory.put(&path, std::slice::from_ref(&good)).unwrap();
         }
     }
-    // A full stream's pack harms all that come from it, the last one's that set alone.
+    // Damage to a full stream's pack harms all sets that come from it, damage to the last one's only that set.
     let sets = |numbers: &[usize]| numbers.iter().map(|n| set_id(*n)).collect::<BTreeSet<_>>();
     assert_eq!(
         harmed_by_packs,
@@ -286,7 +286,7 @@ fn a_swapped_stream_is_not_given_on() {
     let memory = Memory::default();
     let repository = repository(Arc::new(memory.clone()));
     publish(&repository, &set_id(0), &stream(1, None)).unwrap();
-    // Another stream under the same name, whole in itself: what only the segment's own hash tells.
+    // Another stream under the same name, whole in itself: only the segment's own hash tells them apart.
     let descriptor = read_descriptor(&repository.strata, &image(), "1").unwrap();
     let mut writer = ImageWriter::new(&repository.strata, &image(), "1", None, &small()).unwrap();
     let other = made_up(&begin(1, 0), 8 * 11 + 8);
@@ -360,7 +360,7 @@ fn what_is_stored_raw_cannot_be_looked_into() {
     let error =
         Look::into_repository(&repository, &shipped).cat(b"data/PG_VERSION", &mut Vec::new());
     assert_eq!(error.unwrap_err().exit_code(), 4);
-    // WAL in a raw volume is out of sight too, and where it lies beside the set it isn't.
+    // WAL in a raw volume can't be looked into either; WAL stored with the set can.
     let wal =
         SetPart { kind: PartKind::Wal, path: "/srv/pg/pg_wal".into(), inside: "pg_wal".into() };
     shipped.manifest.volumes[0].parts.push(wal);

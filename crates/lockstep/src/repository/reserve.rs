@@ -1,11 +1,12 @@
-//! A little room that is kept back in a repository's folder, for the lease of whoever makes room there.
+//! A little room kept back in a repository's folder, for the lease of a command that frees room there.
 //!
-//! What could go wrong: the folder's file system is full. What nothing needs could be deleted, but nobody may delete without
-//! a lease, and the lease has to be written. So a file of no use lies there; a collection that finds no room for its lease
-//! removes it first, and it is made again once there is room. Shipments don't touch it: they would fill its room too.
+//! What could go wrong: the folder's file system is full. Unneeded objects could be deleted, but nobody may delete
+//! without a lease, and the lease has to be written. So a file without any use is kept there. A collection that finds
+//! no room for its lease removes it first, and it is created again once there is room. Shipments don't touch it: they
+//! would fill its room too.
 //!
-//! Or its making is killed. So it gets its name once it is whole, what is smaller isn't it, and what was left goes like
-//! all that was half written.
+//! Or its creation is killed. So it gets its name only once it is whole, a smaller file doesn't count, and leftovers
+//! are removed like everything half written.
 
 use std::path::PathBuf;
 
@@ -14,7 +15,7 @@ use crate::config::Place;
 use crate::error::Result;
 use crate::files::reserve;
 
-/// Where it lies, where there is a folder.
+/// Where the reserve is, if the repository is a folder.
 fn path(repository: &Repository) -> Option<PathBuf> {
     match repository.config.place() {
         Ok(Place::Folder(folder)) => Some(folder.join("leases/reserve")),
@@ -22,7 +23,7 @@ fn path(repository: &Repository) -> Option<PathBuf> {
     }
 }
 
-/// Keeps it back, where it isn't and there is room: whoever has the lease does.
+/// Creates the reserve if it is missing and there is room. The holder of the lease does this.
 pub(crate) fn keep(repository: &Repository) {
     let Some(path) = path(repository) else { return };
     if let Err(error) = reserve::make(&path) {
@@ -30,7 +31,7 @@ pub(crate) fn keep(repository: &Repository) {
     }
 }
 
-/// Gives the room away; whether there was any.
+/// Removes the reserve; returns whether there was one.
 ///
 /// # Errors
 /// When the file can't be removed.

@@ -1,7 +1,7 @@
 //! Files that hold a secret: a key, a passphrase, an access key.
 //!
-//! What could go wrong: a secret that everybody on the host can read, or one that ends up in an error or a log.
-//! So a file that others may read is refused, and nothing of its content is ever said.
+//! What could go wrong: everybody on the host can read a secret, or it ends up in an error or a log. So a file that
+//! others may read is refused, and its content never appears in any message.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,25 +10,25 @@ use std::path::Path;
 
 use crate::error::{Error, Result};
 
-/// More than any secret has; a file that is larger was named by mistake.
+/// Larger than any secret; a larger file was named by mistake.
 const LARGEST: u64 = 64 << 10;
 
-/// The whole of a secret file; `what` says what it holds, for errors: `key file`.
+/// Reads a whole secret file; `what` says in errors what it holds: `key file`.
 ///
 /// # Errors
-/// When it can't be read, is larger than any secret, or may be read by others than its owner.
+/// When it can't be read, is larger than any secret, or may be read by anyone but its owner.
 pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
     let shown = path.display();
     let mut file = match File::open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(
                 format!("the {what} \"{shown}\" isn't there"),
-                "is the path right, and its file system mounted? What nobody has a copy of any more is lost: nobody can make it anew",
+                "is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again",
             ));
         }
         opened => opened.map_err(Error::io("read", path))?,
     };
-    // Of the open file: the name could be another's by now.
+    // Metadata of the open file: the name could be another file's by now.
     let metadata = file.metadata().map_err(Error::io("read", path))?;
     if !metadata.is_file() {
         return Err(Error::usage(format!("the {what} \"{shown}\" is no file"), "name a file"));
@@ -51,7 +51,7 @@ pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The first line of a secret file, without the end of the line.
+/// Returns the first line of a secret file, without the line ending.
 ///
 /// # Errors
 /// As [`read`], and when the line is empty.
@@ -89,7 +89,7 @@ mod tests {
         }
         mode(0o600);
         assert_eq!(read_line(&path, "key file").unwrap(), b"first line");
-        // A word that no random name of a folder has in it.
+        // A word that no random folder name contains.
         std::fs::write(&path, "\nin the second line").unwrap();
         let error = read_line(&path, "passphrase file").unwrap_err().to_string();
         assert!(error.contains("passphrase file") && !error.contains("second"), "{error}");

@@ -1,8 +1,8 @@
 //! What this host has seen of the timelines of a repository's sets.
 //!
-//! What could go wrong: each shipment asks whether the cluster has left its set behind, and each `latest` which sets it
-//! has. Only all manifests together tell, and there may be ten thousand. But a set's manifest stays as it is for as long
-//! as the set is there: so each is read once, and what it said of its timeline is written down on this host.
+//! What could go wrong: each shipment asks whether the cluster has left its set behind, and each `latest` asks which
+//! sets it has. Only all manifests together tell, and there may be ten thousand. But a set's manifest doesn't change
+//! as long as the set exists. So each is read once, and what it says about its timeline is written down on this host.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -21,7 +21,7 @@ use crate::set::branches::{Branches, Member};
 use crate::set::manifest::json;
 use crate::steps;
 
-/// The form of what is written down; another one counts as nothing.
+/// The form of the note; a note in any other form is ignored.
 const VERSION: u32 = 2;
 /// Its folder in the cluster's state.
 pub(super) const FOLDER: &str = "seen";
@@ -36,7 +36,7 @@ struct Seen {
 }
 
 impl Repository {
-    /// The branch that each cluster lives on which has sets there.
+    /// Returns the branch that each cluster with sets there lives on.
     ///
     /// # Errors
     /// Those of [`Self::members`].
@@ -45,16 +45,16 @@ impl Repository {
         Ok(Branches::of(members).beside(untold.iter().map(|(set, why)| (set, why))))
     }
 
-    /// What its sets say of their timelines, oldest first; and those that are damaged, which say nothing, unless this host
-    /// has read them before.
+    /// Returns what the sets say about their timelines, oldest first; and the damaged ones, which say nothing unless
+    /// this host has read them before.
     ///
     /// # Errors
-    /// When the store fails, or it was interrupted.
+    /// When the store fails, or the command was interrupted.
     pub fn members(&self, cx: &Context) -> Result<(Vec<Member>, Vec<Damaged>)> {
         self.members_seen(&path(cx, &self.name))
     }
 
-    /// The same, `path` being where it is written down.
+    /// The same; `path` is where it is written down.
     pub(crate) fn members_seen(&self, path: &Path) -> Result<(Vec<Member>, Vec<Damaged>)> {
         let ids = self.ids()?;
         let mut sets = recall(path, &self.id);
@@ -68,9 +68,9 @@ impl Repository {
             |id| Stored::read(&self.strata, id),
             |id, stored| {
                 let shipped = match stored {
-                    // Removed meanwhile.
+                    // It was removed in the meantime.
                     Err(error) if error.is_not_found() => return Ok(()),
-                    // It may be of the living branch, as far as anybody knows.
+                    // For all anybody knows, it may be on the living branch.
                     Err(error @ strata::Error::Store(_)) => return Err(of_strata(error)),
                     stored => stored.map_err(of_strata).and_then(|stored| self.shipped(id, stored)),
                 };
@@ -92,24 +92,24 @@ pub(super) fn path(cx: &Context, repository: &str) -> PathBuf {
     cx.state.path(FOLDER).join(format!("{repository}.json"))
 }
 
-/// Which repository it was whose sets were seen, with the newest of them.
+/// Returns which repository's sets were seen, with the newest of them.
 pub(super) fn known(path: &Path) -> Option<Known> {
     let seen = read(path)?;
     Some(Known { id: seen.repository, newest: seen.sets.into_keys().next_back() })
 }
 
-/// Whether a set whose id begins so was seen there; any at all for the newest.
+/// Checks whether a set whose id begins like this was seen there; for `latest`, any set at all.
 pub(super) fn has(path: &Path, which: Option<&str>) -> bool {
     let begin = which.filter(|which| *which != "latest").unwrap_or_default();
     read(path).is_some_and(|seen| seen.sets.keys().any(|set| set.starts_with(begin)))
 }
 
-/// The repository's own id, as it was when its sets' timelines were read last.
+/// Returns the repository's own id as of the last time its sets' timelines were read.
 pub(crate) fn id_of(cx: &Context, name: &str) -> Option<String> {
     read(&path(cx, name)).map(|seen| seen.repository)
 }
 
-/// What was seen of a set's timeline in any repository; `folder` has what is written down.
+/// Returns what was seen of a set's timeline in any repository; `folder` holds the notes.
 pub(crate) fn told(folder: &Path, set: &str) -> Option<Member> {
     let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let mut seen = files.filter_map(|file| read(&file.path()));
@@ -149,7 +149,7 @@ mod tests {
     const SETS: [&str; 3] =
         ["20261121T000000Z-aaaa", "20261122T000000Z-bbbb", "20261123T000000Z-cccc"];
 
-    /// A store that gives all but one object.
+    /// A store that can't return one of its objects.
     struct Broken(Memory, &'static str);
 
     impl Around for Broken {
@@ -185,12 +185,12 @@ mod tests {
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("offsite.json");
-        // The store fails: who asks again may get an answer.
+        // The store fails: asking again may get an answer.
         let broken = repository(Broken(memory.copy(), SETS[1]));
         let error = broken.members_seen(&path).unwrap_err();
         assert!(error.chain().contains(SETS[1]), "{}", error.chain());
         assert!(!path.exists(), "half of it is written down");
-        // It is damaged: that is said.
+        // It is damaged, and this is reported.
         let damaged = memory.copy();
         let name = &damaged.paths(SETS[1])[0];
         damaged.put(name, &[Bytes::from_static(b"{}")]).unwrap();

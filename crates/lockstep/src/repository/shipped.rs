@@ -1,4 +1,4 @@
-//! A set in a repository: what its manifest there says beside the deltas that it names.
+//! A set in a repository: what its manifest there says in addition to the deltas that it names.
 
 use pgfiles::lsn::SystemIdentifier;
 use serde::{Deserialize, Serialize};
@@ -19,13 +19,14 @@ use crate::steps;
 use crate::volume::zfs::{DatasetName, Guid, SnapshotName};
 use crate::words;
 
-/// The newest form that is known.
+/// The newest known form.
 const VERSION: u32 = 1;
 
-/// So many manifests are read before it is looked whether the right one is among them.
+/// How many manifests are read before checking whether the right one is among them.
 const LOOKED_AT: usize = 16;
 
-/// The image that holds the files beside the manifest; its deltas are named by sets. No dataset has an `@` in its name.
+/// The image that holds the files that belong to manifests; its deltas are named by sets. No dataset has an `@` in
+/// its name.
 pub const FILES_IMAGE: &str = "@files";
 
 /// A set in a repository.
@@ -34,14 +35,14 @@ pub const FILES_IMAGE: &str = "@files";
 pub struct Shipped {
     /// 1.
     pub version: u32,
-    /// The set's manifest as it is on the host that took it, but that all of its WAL lies in files;
-    /// where it lies in a volume that is stored raw, it is as there.
+    /// The set's manifest as it is on the host that took it, except that all of its WAL is in files. If the WAL is in
+    /// a volume that is stored raw, it stays there.
     pub manifest: Manifest,
     /// When it was shipped, by the host's clock.
     pub shipped_at: jiff::Timestamp,
-    /// The volumes that were stored; a volume of pg_wal alone isn't.
+    /// The volumes that were stored. A volume with pg_wal alone isn't.
     pub volumes: Vec<ShippedVolume>,
-    /// System identifiers that the cluster had before that of this set.
+    /// System identifiers that the cluster had before this set's.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub formerly: Vec<SystemIdentifier>,
 }
@@ -50,30 +51,30 @@ pub struct Shipped {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ShippedVolume {
-    /// The dataset; it is in the manifest too.
+    /// The dataset; it is in the manifest as well.
     pub dataset: DatasetName,
     /// Its image.
     pub image: String,
     /// Its delta: the snapshot's GUID, as text.
     pub delta: String,
-    /// The delta that this one changes; none for all of the volume.
+    /// The delta that this one changes; none if this one holds the whole volume.
     pub base: Option<String>,
-    /// What `zfs send` gave, in bytes.
+    /// The length of the stream from `zfs send`, in bytes.
     pub stream_bytes: u64,
     /// What was stored in packs, in bytes.
     pub stored_bytes: u64,
-    /// Files whose content isn't stored, by reason, with how many and of how many bytes.
+    /// Files whose content isn't stored, by reason, with their number and total size.
     pub left_out: Vec<LeftOut>,
-    /// Pages that went by, and those of them that are wrong.
+    /// Pages that were read, and how many of them are wrong.
     pub pages: Pages,
-    /// It is stored as its encrypted dataset was sent, in these segments, a full stream first: all are
-    /// needed. Its `image` is theirs.
+    /// The segments, a full stream first, if the encrypted dataset is stored as it was sent. All of them are needed,
+    /// and `image` is theirs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raw: Option<Vec<Link>>,
 }
 
 impl ShippedVolume {
-    /// One that is stored raw.
+    /// Creates a volume that is stored raw.
     #[must_use]
     pub fn raw(
         dataset: DatasetName,
@@ -94,7 +95,7 @@ impl ShippedVolume {
         }
     }
 
-    /// The deltas that it needs by name: what these come from is needed too.
+    /// Returns the deltas that it names; those that they are based on are needed too.
     fn deltas(&self) -> impl Iterator<Item = DeltaId> {
         let guids: Vec<_> = match &self.raw {
             None => vec![&self.delta],
@@ -116,25 +117,25 @@ pub struct LeftOut {
     pub bytes: u64,
 }
 
-/// What the page checksums said.
+/// The result of the page checksums.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pages {
     /// Pages whose checksum was computed.
     pub checked: u64,
-    /// Those whose checksum is wrong.
+    /// Pages whose checksum is wrong.
     pub bad: u64,
     /// The first of them: path in the volume and block number.
     pub bad_pages: Vec<(String, u32)>,
-    /// Pages whose checksum is wrong too, but which recovery writes anew from the set's WAL.
+    /// Pages whose checksum is wrong too, but which recovery rewrites from the set's WAL.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub replayed: u64,
-    /// Why none was looked at, where none could be: `raw`.
+    /// Why no page was checked, if none could be: `raw`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub not_checked: Option<String>,
 }
 
-/// For serde: what there is none of isn't written, as before it was counted.
+/// For serde: a count of zero isn't written, as before it was counted.
 fn is_zero(count: &u64) -> bool {
     *count == 0
 }
@@ -160,7 +161,7 @@ impl Repository {
             let what = format!("set {set} in repository \"{}\"", self.name);
             return Err(newer_form(&what, shipped.version, VERSION));
         }
-        // `clusters/NAME/`: what lies in another cluster's folder was put there.
+        // In `clusters/NAME/`, a manifest of another cluster was put there by somebody.
         let cluster = self.cluster();
         shipped.check(set, &cluster).map_err(|why| {
             Error::failed(format!(
@@ -183,7 +184,7 @@ impl Repository {
         }
     }
 
-    /// All sets, oldest first, and those that can't be read. One that is removed meanwhile is among neither.
+    /// Returns all sets, oldest first, and those that can't be read. A set that is removed meanwhile is in neither.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -204,7 +205,7 @@ impl Repository {
         Ok((good, bad))
     }
 
-    /// The ids of all sets, oldest first.
+    /// Returns the ids of all sets, oldest first.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -212,7 +213,7 @@ impl Repository {
         Stored::list(&self.strata).map_err(of_strata)
     }
 
-    /// The newest set, if there is one; one that is dated later than now only where all are.
+    /// Returns the newest set, if there is one. A set dated in the future counts only if all are.
     ///
     /// # Errors
     /// When the store fails or its manifest can't be read.
@@ -222,11 +223,11 @@ impl Repository {
         newest.map(|id| self.read(id)).transpose()
     }
 
-    /// Gives the sets whose id is `wanted` to `choose`, some at a time, the newest first, until it takes one. Those that
-    /// can't be read are told to `passed_over`, as far as they were looked at.
+    /// Passes the sets whose id is `wanted` to `choose`, some at a time, newest first, until it accepts one. Those
+    /// that can't be read are passed to `passed_over`, as far as they were looked at.
     ///
     /// # Errors
-    /// When the store can't be listed, it was interrupted, or `choose` fails.
+    /// When the store can't be listed, the command was interrupted, or `choose` fails.
     pub fn choose(
         &self,
         wanted: impl Fn(&str) -> bool,
@@ -235,7 +236,7 @@ impl Repository {
     ) -> Result<Option<Shipped>> {
         let mut ids = self.ids()?;
         ids.retain(|id| wanted(id));
-        // The right one is near the end, if it is there at all.
+        // The right one is near the end, if it exists at all.
         for part in ids.rchunks(LOOKED_AT) {
             let mut sets = Vec::new();
             read_many(
@@ -257,13 +258,13 @@ impl Repository {
         Ok(None)
     }
 
-    /// The cluster whose part it is, by its folder: `clusters/NAME/`.
+    /// Returns the cluster whose part this is, by its folder: `clusters/NAME/`.
     fn cluster(&self) -> String {
         let folder = self.strata.path("");
         folder.trim_end_matches('/').rsplit('/').next().unwrap_or_default().to_owned()
     }
 
-    /// The clusters that have a folder in the repository, this one among them where it has.
+    /// Returns the clusters that have a folder in the repository, including this one if it has.
     ///
     /// # Errors
     /// When the store can't be listed.
@@ -271,7 +272,7 @@ impl Repository {
         self.strata.store().folders("clusters").map_err(of_store)
     }
 
-    /// What to look at where there is no set: a mistyped name looks like a cluster that was never shipped.
+    /// What to look at when there is no set: a mistyped name looks like a cluster that was never shipped.
     #[must_use]
     pub fn empty_hint(&self) -> Option<String> {
         let (mut others, own) = (self.clusters().unwrap_or_default(), self.cluster());
@@ -281,12 +282,13 @@ impl Repository {
         })
     }
 
-    /// The newest set of this host's cluster, with `branches` the newest that isn't left behind. A newer one that can't
-    /// be read isn't passed over, for it may be it; nor is an older one with `branches`, for it may tell which it is.
+    /// Returns the newest set of this host's cluster, or with `branches` the newest that isn't left behind. A newer
+    /// set that can't be read isn't skipped, because it may be the one. With `branches`, neither is an older one,
+    /// because it may tell which one it is.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none, or it isn't clear whose is meant; when the store fails, or such a one is
-    /// there.
+    /// [`Error::Usage`] when there is none, or it isn't clear whose is meant; when the store fails, or there is such
+    /// an unreadable set.
     pub fn newest_of(&self, cx: &Context, branches: Option<&Branches>) -> Result<Shipped> {
         let identity = kin::Identity::here(cx)?;
         if let Some(newest) = self.newest_if_of(&identity)
@@ -330,11 +332,11 @@ impl Repository {
         Error::usage(what, hint)
     }
 
-    /// The set that a user means: an id, an id's unique beginning, or `latest`, of this host's cluster: the newest that
-    /// it hasn't left behind.
+    /// Returns the set that a user means: an id, an id's unique beginning, or `latest`, the newest set of this host's
+    /// cluster that the cluster hasn't left behind.
     ///
     /// # Errors
-    /// [`Error::Usage`] where there is none, or it isn't clear whose is meant.
+    /// [`Error::Usage`] when there is none, or it isn't clear whose is meant.
     pub fn find(&self, cx: &Context, which: &str) -> Result<Shipped> {
         if which == "latest" {
             let branches = self.branches(cx)?;
@@ -375,7 +377,7 @@ impl Repository {
         Stored::new(id, created, deltas, about).write(&self.strata).map_err(of_strata)
     }
 
-    /// Deletes the manifest of a set, if it is this one still.
+    /// Deletes the manifest of a set if it is still this one.
     ///
     /// # Errors
     /// When the store fails, or what is there can't be read.
@@ -388,7 +390,7 @@ impl Repository {
     }
 }
 
-/// How a manifest of the cluster `of` may have come into the folder of `cluster`.
+/// Explains how a manifest of the cluster `of` may have come into the folder of `cluster`.
 fn whose(of: &str, cluster: &str) -> String {
     const ANOTHER: &str = "somebody else may have written it: look at who can write to the repository, and restore another set";
     match of == cluster {
@@ -400,7 +402,7 @@ fn whose(of: &str, cluster: &str) -> String {
 }
 
 impl Shipped {
-    /// One of today's form.
+    /// Creates one in the current form.
     #[must_use]
     pub fn new(manifest: Manifest, volumes: Vec<ShippedVolume>) -> Self {
         Self {
@@ -412,7 +414,7 @@ impl Shipped {
         }
     }
 
-    /// Whether all that it names is what and where it should be.
+    /// Checks that everything it names is what and where it should be.
     fn check(&self, set: &str, cluster: &str) -> Result<(), String> {
         let (of, says) = (&self.manifest.cluster, &self.manifest.set);
         if says.as_str() != set || of.as_str() != cluster {
@@ -427,19 +429,19 @@ impl Shipped {
         raw().try_for_each(|link| SnapshotName::check(&link.snapshot))
     }
 
-    /// The deltas that it needs by name: what these come from is needed too.
+    /// Returns the deltas that it names; those that they are based on are needed too.
     pub(crate) fn deltas(&self) -> impl Iterator<Item = DeltaId> {
         let files = DeltaId { image: FILES_IMAGE.into(), id: self.manifest.set.to_string() };
         self.volumes.iter().flat_map(ShippedVolume::deltas).chain([files])
     }
 
-    /// Pages that are wrong, over all volumes.
+    /// Returns the number of wrong pages in all volumes.
     #[must_use]
     pub fn bad_pages(&self) -> u64 {
         self.volumes.iter().map(|volume| volume.pages.bad).sum()
     }
 
-    /// The volumes that nobody can look into.
+    /// Returns the volumes that nobody can look into.
     pub fn raw(&self) -> impl Iterator<Item = &ShippedVolume> {
         self.volumes.iter().filter(|volume| volume.raw.is_some())
     }

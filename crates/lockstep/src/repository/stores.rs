@@ -1,7 +1,7 @@
-//! The store that a repository's URL means.
+//! Opens the store that a repository's URL stands for.
 //!
-//! What could go wrong: a folder on a disk that isn't mounted, which would be made anew on the disk below it (so
-//! only `repo init` makes one), and credentials that were never set, for which a cloud's machines ask their own
+//! What could go wrong: a folder is on a disk that isn't mounted, and would be created on the disk below (so only
+//! `repo init` creates one); or credentials were never set, in which case a cloud's machines ask their own metadata
 //! address and all others wait in vain.
 
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use crate::config::{Cloud, Place, RepositoryConfig};
 use crate::error::{Error, Result};
 use crate::steps;
 
-/// The store of a repository that is there.
+/// Returns the store of an existing repository.
 ///
 /// # Errors
 /// When it can't be opened, or its folder isn't there.
@@ -27,7 +27,7 @@ pub fn store(config: &RepositoryConfig) -> Result<Store> {
     create(config)
 }
 
-/// The folder that the URL means, where it isn't there.
+/// Returns the folder that the URL stands for, if it is missing.
 pub(super) fn missing_folder(config: &RepositoryConfig) -> Result<Option<PathBuf>> {
     match place(config)? {
         Place::Folder(folder) if !folder.is_dir() => Ok(Some(folder)),
@@ -35,10 +35,10 @@ pub(super) fn missing_folder(config: &RepositoryConfig) -> Result<Option<PathBuf
     }
 }
 
-/// The store of a repository, with a local folder made where there is none.
+/// Returns the store of a repository; a missing local folder is created.
 ///
 /// # Errors
-/// When it can't be opened or made.
+/// When it can't be opened or created.
 pub fn create(config: &RepositoryConfig) -> Result<Store> {
     let storage = match place(config)? {
         Place::Folder(folder) => folder_storage(&folder)?,
@@ -51,7 +51,7 @@ pub fn create(config: &RepositoryConfig) -> Result<Store> {
     }
 }
 
-/// Nobody who has asked for the end waits for a server that is gone.
+/// After a request to stop, nobody waits for a server that is gone.
 fn ending() -> Ending {
     Ending::when(steps::interrupted)
 }
@@ -82,9 +82,9 @@ fn cloud_storage(
     let secret = match secret.map(String::from_utf8) {
         None => None,
         Some(Ok(text)) => Some(Secret::new(text)),
-        // The error of the conversion shows the bytes.
+        // The conversion's own error would show the bytes.
         Some(Err(_)) => {
-            return Err(Error::usage("the access key is no text", "is it the right file?"));
+            return Err(Error::usage("the access key isn't text", "is it the right file?"));
         }
     };
     if cloud == Cloud::S3 && !somebody_asks(config, |name| std::env::var_os(name).is_some()) {
@@ -137,7 +137,7 @@ fn not_built_in(config: &RepositoryConfig) -> Error {
     )
 }
 
-/// Whether anything says who asks S3. One of Amazon's own machines can be asked, so there it needn't.
+/// Checks whether anything says who asks S3. On one of Amazon's own machines nothing needs to.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn somebody_asks(config: &RepositoryConfig, is_set: impl Fn(&str) -> bool) -> bool {
     let is_amazon =

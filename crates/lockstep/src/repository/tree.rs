@@ -1,8 +1,8 @@
 //! The names and attributes of an image.
 //!
-//! A tree is made of what directories, links and the file system's own tables hold; the blocks of
-//! regular files stay unread, and so do most of the indexes of them. What could go wrong: a name or a number in a repository is whatever
-//! its writer made it, so [`check_name`] stands before every use of a name as a path.
+//! A tree is built from directories, links and the file system's own tables; the blocks of regular files stay unread,
+//! and so do most of their indexes. What could go wrong: a name or a number in a repository is whatever its writer
+//! made it. So [`check_name`] comes before every use of a name as a path.
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -23,24 +23,23 @@ use super::unfold::{INDEX_MEMORY, ToStream};
 use super::{Repository, no_deltas, of_strata};
 use crate::error::{Error, Result};
 
-/// Frames that are kept, in bytes, while a tree is read.
+/// How many bytes of frames are kept while a tree is read.
 pub(super) const FRAME_MEMORY: usize = 16 << 20;
 
 /// An image's files.
 pub struct ImageTree {
-    /// Folders, links, and whatever isn't plain.
+    /// Folders, links, and whatever else isn't plain.
     tree: Tree<()>,
-    /// Files of which little is to be known, by object.
+    /// Files of which little needs to be known, by object.
     plain: Vec<Plain>,
-    /// Where files have data, by object; empty where that isn't asked for.
+    /// Where files have data, by object; empty if that wasn't requested.
     runs: Vec<(u64, Run)>,
     /// Objects whose content isn't stored.
     pub left_out: HashSet<u64>,
     chain: Vec<Descriptor>,
 }
 
-/// A regular file with one name and no extended attributes, as nearly all are: a cluster may have a
-/// million of them.
+/// A regular file with one name and no extended attributes, as nearly all are: a cluster may have a million of them.
 struct Plain {
     object: u64,
     size: u64,
@@ -83,12 +82,12 @@ impl Plain {
     }
 }
 
-/// What is wanted of an image.
+/// What to read of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Depth {
     /// Names and attributes.
     Names,
-    /// And where files have data.
+    /// Also where files have data.
     Runs,
 }
 
@@ -115,19 +114,19 @@ impl ImageTree {
         Ok(Self { tree, plain, runs, left_out, chain })
     }
 
-    /// The deltas that it is made of, oldest first.
+    /// Returns the deltas that it is made of, oldest first.
     #[must_use]
     pub fn chain(&self) -> &[Descriptor] {
         &self.chain
     }
 
-    /// The root's object.
+    /// Returns the root's object.
     #[must_use]
     pub fn root(&self) -> u64 {
         self.tree.root()
     }
 
-    /// The attributes of a file or folder, as far as a restore needs them; none where there is none.
+    /// Returns the attributes of a file or folder, as far as a restore needs them; `None` if there is no such object.
     #[must_use]
     pub fn get(&self, object: u64) -> Option<Cow<'_, Attributes>> {
         match self.plain.binary_search_by_key(&object, |plain| plain.object) {
@@ -136,28 +135,29 @@ impl ImageTree {
         }
     }
 
-    /// The attributes of a file or folder that has a name.
+    /// Returns the attributes of a file or folder that has a name.
     ///
     /// # Errors
-    /// When the tree has a name of it and no more.
+    /// When the tree has its name but not the object.
     pub fn attributes(&self, object: u64) -> Result<Cow<'_, Attributes>> {
         self.get(object).ok_or_else(|| {
-            Error::failed(format!("object {object} has a name and isn't in the repository"))
+            Error::failed(format!("object {object} has a name but isn't in the repository"))
         })
     }
 
-    /// The names in a folder and their objects, in the order of the names' bytes.
+    /// Returns the names in a folder and their objects, ordered by the names' bytes.
     pub fn children(&self, folder: u64) -> impl Iterator<Item = (&[u8], u64)> {
         self.tree.node(folder).into_iter().flat_map(|node| node.children.iter())
     }
 
-    /// Where a file has data.
+    /// Returns where a file has data.
     pub fn runs(&self, object: u64) -> impl Iterator<Item = Run> {
         let first = self.runs.partition_point(|(of, _)| *of < object);
         self.runs[first..].iter().take_while(move |(of, _)| *of == object).map(|(_, run)| *run)
     }
 
-    /// Bytes of regular files, holes too, but for files that aren't stored and those of `others`.
+    /// Returns the total size of regular files including holes, without files that aren't stored and those of
+    /// `others`.
     #[must_use]
     pub fn file_bytes(&self, others: &HashSet<u64>) -> u64 {
         let plain = self.plain.iter().map(|plain| (plain.object, plain.size));
@@ -168,7 +168,7 @@ impl ImageTree {
         all.filter(|(object, _)| is_stored(object)).map(|(_, size)| size).sum()
     }
 
-    /// Names and values of a file's extended attributes.
+    /// Returns the names and values of a file's extended attributes.
     ///
     /// # Errors
     /// When they can't be read.
@@ -176,20 +176,20 @@ impl ImageTree {
         self.tree.xattrs(object).map_err(of_stream)
     }
 
-    /// The object at a path of names.
+    /// Returns the object at a path of names.
     #[must_use]
     pub fn find<'a>(&self, names: impl IntoIterator<Item = &'a [u8]>) -> Option<u64> {
         names.into_iter().try_fold(self.tree.root(), |folder, name| self.child(folder, name))
     }
 
-    /// The object of a name in a folder.
+    /// Returns the object that a name in a folder stands for.
     #[must_use]
     pub fn child(&self, folder: u64, name: &[u8]) -> Option<u64> {
         self.tree.node(folder)?.children.find(name)
     }
 }
 
-/// Takes plain files out of the builder as they come.
+/// Takes plain files out of the builder as they arrive.
 struct Slimming<'a> {
     names: Names<'a>,
     plain: Vec<Plain>,
@@ -231,10 +231,10 @@ impl DataSink for Slimming<'_> {
     }
 }
 
-/// A name of the repository's as one of a file in a folder: no path, no way out of the folder.
+/// Checks that a name from the repository can be a file's name in a folder: no path, no way out of the folder.
 ///
 /// # Errors
-/// When it is none.
+/// When it can't be.
 pub fn check_name(name: &[u8]) -> Result<()> {
     let is_name =
         !matches!(name, b"" | b"." | b"..") && !name.iter().any(|c| matches!(c, b'/' | 0));
@@ -242,15 +242,17 @@ pub fn check_name(name: &[u8]) -> Result<()> {
         return Ok(());
     }
     Err(Error::failed(format!("\"{}\" in the repository is no file's name", name.escape_ascii()))
-        .with_hint("nothing of that name is written; whoever can write to the repository made it"))
+        .with_hint(
+            "no file of that name is written; somebody who can write to the repository made it",
+        ))
 }
 
-/// Gives the builder what it looks at: of regular files nothing but their headers.
+/// Passes the builder what it looks at: of regular files, nothing but their headers.
 pub(super) struct Names<'a> {
     to: ToStream<'a, TreeBuilder<NoContent>>,
-    /// None: all.
+    /// `None` means all.
     wanted: Option<&'a BTreeSet<u64>>,
-    /// And of regular files, where they have data.
+    /// Also where regular files have data.
     runs: bool,
 }
 

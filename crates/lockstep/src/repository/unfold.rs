@@ -1,5 +1,5 @@
-//! The fold of a chain, given to anything that takes what a send stream holds: a writer of streams,
-//! a builder of trees, a writer of files.
+//! Passes the fold of a chain to anything that accepts the content of a send stream: a writer of streams, a builder
+//! of trees, a writer of files.
 
 use bytes::Bytes;
 use sendstream::fold::{Block, BlockHeader, Piece, Sink, SpillBlock, tells_of_no_spill};
@@ -13,12 +13,12 @@ use super::image::ImageState;
 use super::{Repository, of_strata};
 use crate::error::{Error, Result};
 
-/// What the indexes of a chain may take of memory, in bytes.
+/// How much memory the indexes of a chain may take, in bytes.
 pub const INDEX_MEMORY: u64 = 64 << 20;
-/// Frames that are kept, in bytes: neighbouring blocks of one object lie in few.
+/// How many bytes of frames are kept: neighbouring blocks of one object are in few frames.
 const FRAME_MEMORY: usize = 40 << 20;
 
-/// What folding a chain came to.
+/// The result of folding a chain.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unfolded {
     /// Deltas in the chain.
@@ -27,8 +27,8 @@ pub struct Unfolded {
     pub frames: u64,
 }
 
-/// Folds the chain of a delta into `sink`: all of the image, or with `since` what changed since
-/// that delta. It takes no more than [`INDEX_MEMORY`], 40 MiB of frames, and what is read ahead (30 MiB).
+/// Folds the chain of a delta into `sink`: the whole image, or with `since` what changed since that delta. It takes
+/// no more memory than [`INDEX_MEMORY`], 40 MiB of frames, and what is read ahead (30 MiB).
 ///
 /// # Errors
 /// When the chain is broken or damaged, the store fails, or the sink does.
@@ -43,7 +43,7 @@ pub fn unfold(
     unfold_chain(repository, &chain, since, sink)
 }
 
-/// The same, of a chain that was read.
+/// The same for a chain that was already read.
 ///
 /// # Errors
 /// As [`unfold`].
@@ -73,7 +73,7 @@ fn run(
     Ok(Unfolded { deltas: chain.len(), frames: frames.frames_read() })
 }
 
-/// Folds a chain into `sink`, with its data read ahead; gives what the data was read by.
+/// Folds a chain into `sink` with its data read ahead; returns the reader of that data.
 ///
 /// # Errors
 /// As [`unfold`].
@@ -95,34 +95,34 @@ fn guid(text: &str) -> Result<u64> {
     text.parse().map_err(|_| Error::failed(format!("\"{text}\" is no GUID")))
 }
 
-/// Makes what a stream holds of what a fold gives.
+/// Turns what a fold yields into what a stream holds.
 pub(super) struct ToStream<'a, S> {
     pub(super) sink: &'a mut S,
-    /// BEGIN of an increment; none where all of the image comes.
+    /// The BEGIN of an increment; none if the whole image is sent.
     increment: Option<Begin>,
-    /// The type of the object at hand.
+    /// The type of the current object.
     kind: u32,
-    /// Its spill, which comes after its content.
+    /// Its spill block, which comes after its content.
     spill: Option<Bytes>,
-    /// Its block size; 0 where its header isn't known.
+    /// Its block size; 0 if its header isn't known.
     block_size: u64,
-    /// Parts of a block, from several deltas, until the block is whole: its record is written once.
+    /// Parts of a block from several deltas, until the block is whole: its record is written once.
     gathered: (u64, Vec<u8>),
 }
 
 type Folding<T> = strata::Result<T>;
 
-/// An error of the sink's as one of the fold's.
+/// Converts an error of the sink into one of the fold.
 fn of_sink(error: sendstream::Error) -> strata::Error {
     strata::Error::caller(error)
 }
 
-/// That no increment says the right thing of an object's spill block.
+/// The error that no increment can describe an object's spill block correctly.
 fn between_versions(object: u64) -> Error {
     Error::failed(format!(
-        "of object {object} nobody can tell whether its spill block stays: what is stored since the older snapshot is partly of OpenZFS before 0.8, partly of a later one"
+        "it can't be told whether the spill block of object {object} stays: what is stored since the older snapshot is partly of OpenZFS before 0.8, partly of a later one"
     ))
-    .with_hint("restore it anew, without --delta: all of the image has what is right")
+    .with_hint("restore it again without --delta: the whole image is right")
 }
 
 impl<'a, S: Sink> ToStream<'a, S> {
@@ -142,7 +142,7 @@ impl<'a, S: Sink> ToStream<'a, S> {
         Ok(())
     }
 
-    /// A piece of the object at hand, which is a block of its own.
+    /// Handles a piece of the current object, which is a block of its own.
     pub(super) fn piece(
         &mut self,
         object: u64,
@@ -164,7 +164,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
     fn object(&mut self, folded: &Folded) -> Folding<()> {
         self.spill = folded.spill.clone();
         let Some(header) = &folded.header else {
-            // Content alone, of a file whose properties are as they were.
+            // Only content, of a file whose properties are unchanged.
             self.kind = object_type::PLAIN_FILE;
             self.block_size = 0;
             return Ok(());
@@ -194,7 +194,7 @@ impl<S: Sink> DataSink for ToStream<'_, S> {
     }
 
     fn wants_content_of(&mut self, object: u64) -> bool {
-        // An increment's holes count also where its data doesn't.
+        // An increment's holes count even if its data doesn't.
         self.increment.is_some() || self.sink.wants_content_of(object)
     }
 

@@ -1,12 +1,12 @@
-//! Whether all is there that a delta needs: the deltas that it comes from, their index files, their
-//! packs, each with its size. Nothing is put on top of one that isn't whole.
+//! Checks that everything a delta needs is there: the deltas that it is based on, their index files and their packs,
+//! each with its size. Nothing is put on top of a delta that isn't whole.
 //!
-//! What could go wrong: a half-done collection, object locks that ran out one by one, a lost pack.
-//! A delta upon such a chain would be published as complete, and so would all that come after.
+//! What could go wrong: a half-done collection, object locks that ran out one by one, a lost pack. A delta on top of
+//! such a chain would be published as complete, and so would everything after it.
 //!
-//! It costs little: the image's folder is listed, of its deltas only those are read that weren't
-//! there the last time, and packs are asked for one by one or, where they are many, listed. What
-//! deltas refer to is remembered on this host, and doubted before anything is found wanting.
+//! It costs little. The image's folder is listed; only those deltas are read that weren't there the last time; and
+//! packs are asked for one by one or, if they are many, listed. What deltas refer to is remembered on this host, and
+//! verified before anything is reported as missing.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,23 +24,23 @@ use super::{Repository, of_store, of_strata};
 use crate::error::Result;
 use crate::files;
 
-/// Packs that are asked for one by one; more are listed.
+/// How many packs are asked for one by one; beyond this, they are listed.
 const FEW: usize = 16;
 
-/// The form of what is remembered.
+/// The form of what is remembered on this host.
 const VERSION: u32 = 1;
 
-/// Looks into one repository, once for each object.
+/// Examines one repository, each object once.
 pub struct Wholeness<'a> {
     repository: &'a Repository,
-    /// Where it is remembered what deltas refer to.
+    /// Where this host remembers what deltas refer to.
     memory: &'a Path,
     packs: RefCell<Packs>,
     /// Images that were listed.
     images: RefCell<BTreeMap<String, Listing>>,
-    /// What isn't whole isn't told of: the caller does that.
+    /// Doesn't report what isn't whole: the caller does.
     is_silent: bool,
-    /// Many sets are looked at: of sets' own files, too, all is read that isn't known.
+    /// Many sets are examined: of sets' own files, too, everything unknown is read.
     is_of_many: bool,
     /// Something was found that isn't whole.
     has_found: Cell<bool>,
@@ -51,7 +51,7 @@ type Listing = BTreeMap<String, (u64, u64)>;
 
 #[derive(Default)]
 struct Packs {
-    /// By name; `None`: it isn't there.
+    /// By name; `None` if it isn't there.
     sizes: BTreeMap<String, Option<u64>>,
     are_listed: bool,
 }
@@ -60,7 +60,7 @@ struct Packs {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Refers {
-    /// Of its descriptor: another size or time is another writing of the delta.
+    /// The descriptor's size: another size or time means that the delta was written again.
     size: u64,
     modified: u64,
     base: Option<String>,
@@ -82,18 +82,18 @@ struct Remembered {
 pub struct ImageDeltas<'a> {
     of: &'a Wholeness<'a>,
     image: String,
-    /// What is in its folder.
+    /// The content of its folder.
     listed: Listing,
     /// What deltas refer to, or what is wrong with them.
     known: RefCell<BTreeMap<String, Result<Refers, String>>>,
-    /// Some of that comes from the last time.
+    /// Whether some of that is remembered from the last time.
     is_remembered: Cell<bool>,
-    /// What was found: `None`, it is whole.
+    /// The findings; `None` means that the delta is whole.
     found: RefCell<BTreeMap<String, Option<String>>>,
 }
 
 impl<'a> Wholeness<'a> {
-    /// Nothing is looked at yet. `memory` is a folder of this repository's.
+    /// Looks at nothing yet. `memory` is a folder of this repository's own.
     #[must_use]
     pub fn new(repository: &'a Repository, memory: &'a Path) -> Self {
         Self {
@@ -107,13 +107,13 @@ impl<'a> Wholeness<'a> {
         }
     }
 
-    /// The same for so many sets, which tells of nothing that isn't whole.
+    /// The same for this many sets, without reporting what isn't whole.
     #[must_use]
     pub fn silent(self, sets: usize) -> Self {
         Self { is_silent: true, is_of_many: sets > 1, ..self }
     }
 
-    /// Whether something was found that is there and isn't whole.
+    /// Returns whether something was found that exists and isn't whole.
     #[must_use]
     pub fn has_found(&self) -> bool {
         self.has_found.get()
@@ -189,18 +189,18 @@ impl<'a> Wholeness<'a> {
 }
 
 impl ImageDeltas<'_> {
-    /// The deltas, whole or not.
+    /// Returns the deltas, whole or not.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
         self.listed.keys().filter_map(|name| name.strip_suffix(".json"))
     }
 
-    /// Whether a delta is there, whole or not.
+    /// Checks that a delta exists, whole or not.
     #[must_use]
     pub fn has(&self, id: &str) -> bool {
         self.listed.contains_key(&descriptor_name(id))
     }
 
-    /// The delta's descriptor, if it is there and whole. What isn't is told of once.
+    /// Returns the delta's descriptor, if it exists and is whole. One that isn't whole is reported once.
     ///
     /// # Errors
     /// When the store fails.
@@ -218,9 +218,10 @@ impl ImageDeltas<'_> {
         }
     }
 
-    /// What a delta left out that is about to be replaced, by object and generation: deltas upon it count on all the
-    /// rest. Nothing, where that can't be read any more; `None`, where there is no such delta. One that is gone counts
-    /// as there where others come from it; of those whose base isn't known yet only with `thorough` that is looked at.
+    /// Returns what a delta that is about to be replaced left out, by object and generation: deltas based on it count
+    /// on all the rest. Nothing if that can't be read any more; `None` if there is no such delta. A delta that is
+    /// gone counts as existing if others are based on it; with `thorough`, this also looks at those whose base isn't
+    /// known yet.
     ///
     /// # Errors
     /// When the store fails.
@@ -242,7 +243,7 @@ impl ImageDeltas<'_> {
         Ok(Some(left_out.unwrap_or_default().into_iter().collect()))
     }
 
-    /// Whether the delta is there and whole. What isn't is told of once.
+    /// Checks that the delta exists and is whole. One that isn't whole is reported once.
     ///
     /// # Errors
     /// When the store fails.
@@ -254,7 +255,7 @@ impl ImageDeltas<'_> {
             return Ok(found.is_none());
         }
         if !self.walk(id)? && self.is_remembered.replace(false) {
-            // Perhaps what is remembered is wrong.
+            // What is remembered may be wrong.
             self.known.borrow_mut().clear();
             self.found.borrow_mut().clear();
             self.walk(id)?;
@@ -266,7 +267,7 @@ impl ImageDeltas<'_> {
         Ok(why.is_none())
     }
 
-    /// Why a delta isn't there and whole.
+    /// Returns why a delta is missing or isn't whole.
     ///
     /// # Errors
     /// When the store fails.
@@ -278,7 +279,8 @@ impl ImageDeltas<'_> {
         Ok(Some(why.unwrap_or_else(|| format!("delta \"{id}\" is gone"))))
     }
 
-    /// What of a delta and all that it comes from is `noted` as needed by nobody. One that isn't there has its name alone.
+    /// Returns what of a delta and its whole chain is `noted` as needed by nobody. For a missing delta, that is only
+    /// its name.
     ///
     /// # Errors
     /// When the store fails.
@@ -308,11 +310,11 @@ impl ImageDeltas<'_> {
         }
         tracing::warn!(
             repository = %self.of.repository.name, image = %self.image, delta = %id,
-            "not whole, and not built upon: {why}; `lockstep repo check` says which sets it harms"
+            "not whole, so nothing new is based on it: {why}; `lockstep repo check` says which sets it harms"
         );
     }
 
-    /// Goes back over the delta's chain and notes of each delta in it what is found.
+    /// Follows the delta's chain back, and records what is found for each delta in it.
     fn walk(&self, id: &str) -> Result<bool> {
         let (mut chain, mut why) = (Vec::<(String, Refers)>::new(), None);
         let mut next = Some(id.to_owned());
@@ -346,7 +348,7 @@ impl ImageDeltas<'_> {
         Ok(why.is_none())
     }
 
-    /// What of the delta's own isn't there.
+    /// Returns which of the delta's own files are missing.
     fn lacks(&self, id: &str, refers: &Refers) -> Option<String> {
         let packs = self.of.packs.borrow();
         let files = refers
@@ -365,8 +367,8 @@ impl ImageDeltas<'_> {
         })
     }
 
-    /// What a delta refers to, or what is wrong with it. Where it isn't known, that of all others that
-    /// aren't is read with it: most of them are of the same chain. Each of sets' own files is alone.
+    /// Returns what a delta refers to, or what is wrong with it. If that isn't known, all other unknown deltas are
+    /// read along with it: most of them are in the same chain. Each of the sets' own files is alone.
     fn refers(&self, id: &str) -> Result<Result<Refers, String>> {
         if !self.known.borrow().contains_key(id) {
             let is_alone = self.image == FILES_IMAGE && !self.of.is_of_many;
@@ -376,7 +378,7 @@ impl ImageDeltas<'_> {
         Ok(self.known.borrow().get(id).cloned().unwrap_or_else(gone))
     }
 
-    /// Reads what deltas refer to of which that isn't known, and which are `wanted`.
+    /// Reads the deltas that are `wanted` and for which it isn't yet known what they refer to.
     fn read_unknown(&self, wanted: impl Fn(&str) -> bool) -> Result<()> {
         let unknown: Vec<String> = {
             let known = self.known.borrow();
@@ -447,7 +449,7 @@ fn read(
     Ok(Refers { size, modified, base: descriptor.base, files, packs: named })
 }
 
-/// What was remembered; nothing, where it is of another repository, strange or not there.
+/// Returns what was remembered; nothing if it is another repository's, malformed or missing.
 fn recall(path: &Path, repository: &str) -> BTreeMap<String, Refers> {
     let bytes = std::fs::read(path).unwrap_or_default();
     match serde_json::from_slice::<Remembered>(&bytes) {

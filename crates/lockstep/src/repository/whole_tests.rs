@@ -18,7 +18,7 @@ struct At {
 }
 
 impl At {
-    /// A full delta `1` and increments upon it, each with a pack of its own.
+    /// Writes a full delta `1` and increments on top of it, each with a pack of its own.
     fn new(name: &str, deltas: u64) -> Self {
         let memory = Memory::default();
         let counting = Counting::new(Arc::new(memory.clone()));
@@ -46,7 +46,7 @@ impl At {
         writer.finish().unwrap();
     }
 
-    /// Which of these are whole, and what was asked of the store for it.
+    /// Returns which of these are whole, and which calls to the store that took.
     fn look(&self, ids: &[u64]) -> (Vec<u64>, Vec<Call>) {
         self.counting.take();
         let wholeness = Wholeness::new(&self.repository, &self.folder);
@@ -80,7 +80,7 @@ impl Drop for At {
     }
 }
 
-/// What is remembered saves the reading of all but the newest; packs that are many are listed.
+/// What is remembered means that only the newest is read; packs that are many are listed.
 #[test]
 fn a_long_chain_costs_a_few_requests() {
     let at = At::new("cost", 40);
@@ -93,15 +93,15 @@ fn a_long_chain_costs_a_few_requests() {
     let (whole, calls) = at.look(&[41]);
     assert_eq!(whole, [41]);
     assert!(calls.len() <= 7, "{calls:?}");
-    // Of a few packs each is asked for.
+    // If the packs are few, each is asked for.
     let few = At::new("few", 3);
     few.whole(&[3]);
     let (_, calls) = few.look(&[3]);
     assert_eq!(calls.iter().filter(|call| call.path.contains("packs")).count(), 3, "{calls:?}");
 }
 
-/// Whatever is gone or cut off harms the delta and those upon it, and none below; also where it is
-/// remembered that it was there.
+/// Whatever is gone or cut off harms the delta and those on top of it, but none below, even if it is remembered as
+/// being there.
 #[test]
 fn what_is_gone_or_cut_off_harms_all_that_come_after() {
     type Harm = fn(&At, &str);
@@ -127,7 +127,7 @@ fn what_is_gone_or_cut_off_harms_all_that_come_after() {
                 };
                 harm(&at, &path);
                 assert_eq!(at.whole(&[4, 3, 2, 1]), [1], "{kind}, remembered: {remembered}");
-                // In full again it is whole, and so is all that comes after.
+                // Once stored in full again, it is whole, and so is everything after it.
                 at.write(2, None);
                 assert_eq!(at.whole(&[4, 3, 2, 1]), [4, 3, 2, 1], "{kind}");
             }

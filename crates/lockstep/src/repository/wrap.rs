@@ -1,13 +1,13 @@
-//! The data key of a repository, wrapped: pure functions from a secret to a slot and back.
+//! Wraps the data key of a repository: pure functions from a secret to a slot and back.
 //!
 //! ```text
 //! key file    ─ BLAKE3 derive_key("lockstep 1 key file", file ‖ salt) ─┐
 //! passphrase  ─ argon2id(passphrase, salt, parameters) ────────────────┴─ AES-256-GCM ─ the data key
 //! ```
 //!
-//! What could go wrong: a key that opens the wrong repository's slot (the repository's id and the slot's are sealed
-//! along), a nonce that comes twice (each wrapping has a salt of its own, so a key of its own), and parameters from
-//! the store that would take all of the memory (bounded).
+//! What could go wrong: a key opens the wrong repository's slot (so the ids of the repository and of the slot are
+//! sealed along with it), a nonce is used twice (so each wrapping has its own salt and thus its own key), and
+//! parameters from the store take all of the memory (so they are bounded).
 
 use aes_gcm::aead::{Aead, KeyInit, Payload};
 use aes_gcm::{Aes256Gcm, Key as AesKey, Nonce};
@@ -16,15 +16,15 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::names::{random, random_characters};
 
-/// The newest form of a slot that is known.
+/// The newest known form of a slot.
 pub(super) const VERSION: u32 = 1;
 
-/// The key that a repository's frames are sealed with. Never shown.
+/// The key that seals a repository's frames. Never shown.
 #[derive(Clone, PartialEq, Eq)]
 pub struct DataKey([u8; 32]);
 
 impl DataKey {
-    /// A new one.
+    /// Creates a new one.
     ///
     /// # Errors
     /// When the system has no random bytes.
@@ -32,13 +32,13 @@ impl DataKey {
         random().map(Self)
     }
 
-    /// Tells this key from every other, and nothing about it.
+    /// Tells this key apart from every other, and reveals nothing about it.
     #[must_use]
     pub fn fingerprint(&self) -> String {
         hex(&blake3::derive_key("lockstep 1 fingerprint of a data key", &self.0))
     }
 
-    /// As the repository crate takes it.
+    /// Returns the key in the repository crate's type.
     #[must_use]
     pub fn for_strata(&self) -> strata::frame::Key {
         strata::frame::Key::new(self.0)
@@ -51,7 +51,7 @@ impl std::fmt::Debug for DataKey {
     }
 }
 
-/// What a person has. Never shown.
+/// The secret that a person has. Never shown.
 #[derive(Clone)]
 pub enum Secret {
     /// The content of a key file.
@@ -73,7 +73,7 @@ impl std::fmt::Debug for Secret {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Kdf {
-    /// It is one already; a salt goes into it.
+    /// It is already a key; a salt is mixed in.
     KeyFile,
     /// RFC 9106, version 1.3.
     Argon2id {
@@ -100,7 +100,7 @@ impl Kdf {
     }
 }
 
-/// The data key, wrapped by one secret: `keys/<id>.json`.
+/// The data key, wrapped with one secret: `keys/<id>.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slot {
@@ -108,13 +108,13 @@ pub struct Slot {
     pub version: u32,
     /// Its name.
     pub id: String,
-    /// Whatever whoever added it calls it.
+    /// The label given when it was added.
     pub label: String,
     /// When it was added, by the host's clock.
     pub created: jiff::Timestamp,
-    /// Of the data key that it wraps.
+    /// The fingerprint of the data key that it wraps.
     pub fingerprint: String,
-    /// How the secret becomes the key that wraps.
+    /// How the secret becomes the wrapping key.
     pub kdf: Kdf,
     /// 16 random bytes, in hex.
     pub salt: String,
@@ -162,10 +162,10 @@ pub fn wrap(
     Ok(slot)
 }
 
-/// The data key, if this secret opens the slot; `None` also where it is of the other kind.
+/// Returns the data key if this secret opens the slot; `None` if not, or if it is of the other kind.
 ///
 /// # Errors
-/// When the slot's values can't be, or there isn't the memory that a passphrase takes.
+/// When the slot's values are impossible, or there isn't the memory that a passphrase takes.
 pub fn unwrap(slot: &Slot, secret: &Secret, repository: &str) -> Result<Option<DataKey>> {
     let strange = |what: &str| {
         Error::failed(format!("key \"{}\" of the repository has a strange {what}", slot.id))
@@ -180,12 +180,12 @@ pub fn unwrap(slot: &Slot, secret: &Secret, repository: &str) -> Result<Option<D
     Ok(key.filter(|key| key.fingerprint() == slot.fingerprint))
 }
 
-/// What is sealed along: a slot opens in its own repository and under its own name only.
+/// What is sealed along with the key: a slot opens only in its own repository and under its own name.
 fn along(repository: &str, slot: &Slot) -> Vec<u8> {
     format!("lockstep 1 slot\n{repository}\n{}\n{}\n", slot.id, slot.fingerprint).into_bytes()
 }
 
-/// The key that wraps; `None` where the secret is of another kind than the slot's.
+/// Derives the wrapping key; `None` if the secret is of another kind than the slot's.
 fn derive(secret: &Secret, kdf: Kdf, salt: &[u8; 16]) -> Result<Option<Aes256Gcm>> {
     let key = match (secret, kdf) {
         (Secret::KeyFile(file), Kdf::KeyFile) => {
@@ -221,7 +221,7 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Exactly `N` bytes, from as many pairs of digits.
+/// Parses exactly `N` bytes from as many pairs of hex digits.
 pub(super) fn unhex<const N: usize>(text: &str) -> Option<[u8; N]> {
     if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;

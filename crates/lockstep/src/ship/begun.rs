@@ -1,9 +1,9 @@
-//! A full shipment that was interrupted while a newer set came: the older set goes on first.
+//! Continues an interrupted full shipment of an older set before a newer set is shipped.
 //!
-//! What could go wrong: the first full of a large cluster takes longer than the time between two
-//! interruptions. What an interrupted shipment has stored fits its own snapshot only; so each newer set
-//! would begin anew, and the repository would never get one. Nor may what is stored be collected meanwhile, or the
-//! set be pruned here: that is told from here too.
+//! What could go wrong: the first full shipment of a large cluster takes longer than the time between two
+//! interruptions. What an interrupted shipment has stored fits only its own snapshot. So each newer set would begin
+//! from scratch, and the repository would never get one. Nor may what is stored be collected meanwhile, or the set be
+//! pruned here: this module says what must stay.
 
 use std::path::PathBuf;
 
@@ -23,8 +23,8 @@ use crate::set::verify;
 
 use super::volume::journal_name;
 
-/// The newest set before `manifest` of which a volume was begun, where the repository has nothing of
-/// that volume yet. What only was to be an increment is begun anew for less.
+/// Returns the newest set before `manifest` of which a volume was begun, if the repository has nothing of that volume
+/// yet. A shipment that was only to be an increment costs less to begin again.
 ///
 /// # Errors
 /// When the sets, the store or ZFS can't be read.
@@ -68,7 +68,7 @@ fn is_begun(
     Ok(false)
 }
 
-/// Whether the set's snapshots are on this host still.
+/// Checks that the set's snapshots are still on this host.
 fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
     match verify::snapshots(cx, set) {
         Err(Error::Refused(_)) => Ok(false),
@@ -76,8 +76,9 @@ fn is_there(cx: &Context, set: &Manifest) -> Result<bool> {
     }
 }
 
-/// What a shipment to the repository goes on from: the packs that the journals of this host's sets name, and the deltas
-/// of volumes that were finished. Of sets older than one that is known to be there nothing: no shipment begins with them.
+/// Returns what a shipment to the repository resumes from: the packs that the journals of this host's sets name, and
+/// the deltas of finished volumes. Nothing of sets older than one that is known to be there: no shipment begins with
+/// them.
 ///
 /// # Errors
 /// When the sets or a journal can't be read.
@@ -95,8 +96,8 @@ pub(crate) fn kept(cx: &Context, repository: &Repository) -> Result<Begun> {
     Ok(kept)
 }
 
-/// The newest of this host's `sets` (oldest first) whose shipment to the repository was interrupted, where no newer one
-/// is known to be there: the next shipment goes on with it. One that isn't whole can't be gone on with.
+/// Returns the newest of this host's `sets` (oldest first) whose shipment to the repository was interrupted, if no
+/// newer one is known to be there: the next shipment resumes it. A set that isn't whole can't be resumed.
 pub(crate) fn newest<'a>(
     cx: &Context,
     repository: &str,
@@ -111,7 +112,7 @@ pub(crate) fn newest<'a>(
     since_the_last(cx, repository, None, sets).find(|set| is_begun(set) && is_whole(set))
 }
 
-/// Those of `sets` from the newest on that is known to be in the repository, newest first.
+/// Returns the `sets` from the newest one known to be in the repository onwards, newest first.
 fn since_the_last<'a>(
     cx: &Context,
     repository: &str,
@@ -122,7 +123,7 @@ fn since_the_last<'a>(
     sets.iter().skip(last.unwrap_or(0)).rev()
 }
 
-/// The images that a volume may go into, each with the journal of that.
+/// Returns the images that a volume may go into, each with its journal.
 fn journals(cx: &Context, repository: &str, volume: &SetVolume) -> [(String, PathBuf); 2] {
     let folder = cx.state.path("shipping");
     [image_name(&volume.dataset), raw_image_name(&volume.dataset)].map(|image| {

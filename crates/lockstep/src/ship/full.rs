@@ -1,10 +1,10 @@
-//! A set that is in a repository already and is shipped again in full, after damage: its deltas are
-//! replaced, each in one step, and its manifest stays.
+//! Ships a set in full again, after damage, although it is already in a repository: its deltas are replaced, each in
+//! one step, and its manifest stays.
 //!
-//! What could go wrong: a manifest that no longer fits. It names deltas by the snapshots' GUIDs, and
-//! a full of the same snapshot that leaves out no more is folded to the same as what it replaces, for
-//! this set and for all that come after (`passing.rs`). The set's own files are compared before they are
-//! replaced. Raw segments are named with all of their chain, so they are left alone.
+//! What could go wrong: a manifest that no longer fits. It names deltas by the snapshots' GUIDs. A full delta of the
+//! same snapshot that leaves out no more than the one it replaces yields the same content, for this set and for all
+//! after it (`passing.rs`). The set's own files are compared before they are replaced. Manifests name raw segments
+//! with their whole chain, so these aren't replaced.
 
 use crate::error::{Error, Result};
 use crate::repository::Shipped;
@@ -12,10 +12,10 @@ use crate::set::manifest::Manifest;
 
 const HINT: &str = "ship another set in full; `lockstep repo check` says which sets are whole";
 
-/// Whether the set's manifest fits what a full shipment makes of it.
+/// Checks that the set's manifest will fit after a full shipment.
 ///
 /// # Errors
-/// Where a volume is stored raw.
+/// When a volume is stored raw.
 pub(super) fn may_be_replaced(there: &Shipped, repository: &str) -> Result<()> {
     match there.raw().next() {
         None => Ok(()),
@@ -27,10 +27,10 @@ pub(super) fn may_be_replaced(there: &Shipped, repository: &str) -> Result<()> {
     }
 }
 
-/// Whether the manifest that is there is still true of the set's files, before they are replaced.
+/// Checks that the manifest there still matches the set's files, before they are replaced.
 ///
 /// # Errors
-/// Where it names other files.
+/// When it names other files.
 pub(super) fn assert_same_files(
     there: &Shipped,
     manifest: &Manifest,
@@ -43,10 +43,10 @@ pub(super) fn assert_same_files(
     }
 }
 
-/// Whether the manifest that is there is still true of the volumes.
+/// Checks that the manifest there still matches the volumes.
 ///
 /// # Errors
-/// Where it names other deltas.
+/// When it names other deltas.
 pub(super) fn assert_same_volumes(
     there: &Shipped,
     shipped: &Shipped,

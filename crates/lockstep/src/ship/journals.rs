@@ -1,4 +1,4 @@
-//! Journals of shipments that nobody goes on with: those of sets that are gone from this host.
+//! Removes journals of shipments that nobody will resume: those of sets that are gone from this host.
 
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
@@ -9,25 +9,26 @@ use crate::files;
 use crate::set::journal::{self, RemovalJournal};
 use crate::volume::zfs::Guid;
 
-/// Removes the journals of snapshots that no set of this host has. Where a set's manifest can't be read nobody knows which
-/// are its: then all stay.
+/// Removes the journals of snapshots that no set of this host has. If any set's manifest can't be read, nobody knows
+/// which journals are its, and all stay.
 ///
 /// # Errors
-/// When the sets can't be read, or one can't be removed.
+/// When the sets can't be read, or a journal can't be removed.
 pub(super) fn sweep(cx: &Context) -> Result<()> {
     let folder = cx.state.path("shipping");
     let listed = match std::fs::read_dir(&folder) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
         listed => listed.map_err(Error::io("list", &folder))?,
     };
-    // Before the sets: a set that is taken meanwhile, and shipped elsewhere, has its journal after its manifest.
+    // Listed before the sets: a set that is taken and shipped elsewhere meanwhile gets its journal after its
+    // manifest.
     let listed: Vec<_> =
         listed.collect::<std::io::Result<_>>().map_err(Error::io("list", &folder))?;
     let (sets, damaged) = cx.state.sets()?;
     if !damaged.is_empty() {
         return Ok(());
     }
-    // One that is being removed may be put back.
+    // A set that is being removed may be put back.
     let leaving = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
     let leaving = leaving.into_iter().flat_map(|(_, entry)| entry.snapshots);
     let here = sets.into_iter().flat_map(|set| set.volumes).map(|volume| volume.guid);
@@ -42,7 +43,7 @@ pub(super) fn sweep(cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// The GUID in a journal's name, or that of the one from before it.
+/// Returns the GUID in a journal's name, or in the name of the journal that preceded it.
 fn guid_in(name: &str) -> Option<Guid> {
     let (_, end) = name.rsplit_once('-')?;
     let (guid, rest) = end.split_once('.')?;

@@ -1,7 +1,7 @@
 //! Which of this host's sets a repository lacks.
 //!
-//! What could go wrong: a set that never got there, below one that did: the next backup alone doesn't make up for it. And
-//! one that was there and was pruned, which must not come back.
+//! What could go wrong: a set that never got there, older than one that did: the next backup alone doesn't make up
+//! for it. And a set that was there and was pruned, which must not come back.
 
 use std::collections::BTreeSet;
 
@@ -16,11 +16,11 @@ use crate::set::verify;
 /// A set that a repository lacks, or why it can't be shipped.
 pub type Missing = (SetId, Result<Manifest>);
 
-/// The sets of this host that a repository lacks, oldest first: those younger than its newest, and older ones that this
-/// host doesn't know to have been there. Damaged ones with what is wrong.
+/// Returns the sets of this host that a repository lacks, oldest first: those younger than its newest, and older ones
+/// that this host doesn't know to have been there. Damaged ones come with what is wrong.
 ///
 /// # Errors
-/// When the repository can't be listed, or this host's sets can't.
+/// When the repository or this host's sets can't be listed.
 pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
     let repository = repository::open(cx, name)?;
     let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
@@ -40,7 +40,7 @@ pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
     Ok(all)
 }
 
-/// What this host knows of a set in a repository.
+/// What this host knows about a set in a repository.
 #[derive(Clone, Copy)]
 struct Known {
     /// It was seen complete there.
@@ -49,8 +49,9 @@ struct Known {
     is_pruned: bool,
 }
 
-/// `there` are the ids of a repository's sets. Where there are none it may have been made anew, and what is known is of
-/// another. What is noted, isn't there, and is younger than all that is, was lost rather than pruned: `prune` keeps the newest.
+/// `there` are the ids of a repository's sets. If there are none, the repository may be a new one, and what is known
+/// is about another. A set that is noted, isn't there, and is younger than all that are was lost rather than pruned:
+/// `prune` keeps the newest.
 fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
     // Ids sort by time.
     match there.last() {
@@ -60,19 +61,19 @@ fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
     }
 }
 
-/// Whether the set's snapshots are on this host still.
+/// Checks that the set's snapshots are still on this host.
 ///
 /// # Errors
-/// When one isn't, or ZFS fails.
+/// When one is missing, or ZFS fails.
 pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
-    let asks = "is its pool away, or was it destroyed or renamed by hand? ";
+    let asks = "is its pool not imported, or was it destroyed or renamed by hand? ";
     match verify::incomplete(cx, std::slice::from_ref(manifest))?.first() {
         Some((set, error)) => Err(of_no_use(set, error, asks)),
         None => Ok(()),
     }
 }
 
-/// What is wrong with a set, with a hint for those who ship and don't restore.
+/// Says what is wrong with a set, with a hint for users who ship rather than restore.
 fn of_no_use(set: &SetId, error: &Error, asks: &str) -> Error {
     Error::failed(error.chain()).with_hint(format!(
         "{asks}it can't be shipped as it is; to be rid of it: lockstep prune --local --set {set}"
@@ -92,7 +93,7 @@ mod tests {
             (0, false, false, true),
             (0, true, false, false),
             (0, false, true, false),
-            // It is there, and nobody noted it.
+            // It is there, and nobody noted that.
             (1, false, false, false),
             (1, true, false, false),
             (2, false, false, true),

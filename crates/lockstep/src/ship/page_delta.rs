@@ -1,11 +1,11 @@
-//! Pages of a changed record that are as they were: they aren't stored again.
+//! Finds the unchanged pages of a changed record, so that they aren't stored again.
 //!
-//! PostgreSQL changes 8 KiB, ZFS sends the record around it. Whether a page is as it was is said by its
-//! tag (`tags.rs`); where there is none and the base's snapshot is here, by the page itself in that.
+//! PostgreSQL changes 8 KiB, and ZFS sends the record around it. A page's tag (`tags.rs`) says whether the page is
+//! unchanged. Without a tag, the page is compared with the base's snapshot, if that is on this host.
 //!
-//! What could go wrong: leaving a page to the base where the fold wouldn't take it from there. So
-//! the base's own header must be one that the object keeps its content from, and nothing behind the
-//! place where the object was cut off counts.
+//! What could go wrong: a page is left to the base, but the fold wouldn't take it from there. So the base's own
+//! header must be one from which the object keeps its content, and nothing after the place where the object was cut
+//! off counts.
 
 use std::fs::File;
 use std::ops::Range;
@@ -22,23 +22,23 @@ use crate::repository::header::StreamRules;
 use crate::repository::ingest::Announced;
 use crate::repository::of_strata;
 
-/// What the base's headers may take of memory.
+/// How much memory the base's headers may take.
 const MEMORY: u64 = 16 << 20;
 
-/// What the pages that go by are compared with.
+/// What the passing pages are compared with.
 pub struct Pages<'a> {
     tags: Option<Passed<'a>>,
     snapshot: Option<Snapshot<'a>>,
 }
 
 impl<'a> Pages<'a> {
-    /// Compared with the tags, and with the snapshot where they say nothing.
+    /// Compares with the tags, and with the snapshot where they say nothing.
     #[must_use]
     pub fn new(tags: Option<Passed<'a>>, snapshot: Option<Snapshot<'a>>) -> Self {
         Self { tags, snapshot }
     }
 
-    /// A relation's file begins. Gives whether its blocks are to be shown to [`Self::changed`].
+    /// Called when a relation's file begins. Returns whether to pass its blocks to [`Self::changed`].
     ///
     /// # Errors
     /// When the repository or the snapshot can't be read.
@@ -54,25 +54,25 @@ impl<'a> Pages<'a> {
         Ok(is_shown)
     }
 
-    /// Another object begins; its content isn't told apart.
+    /// Called when another object begins, whose pages aren't compared.
     pub fn other(&mut self, object: u64) {
         let done = self.tags.as_mut().map_or(Ok(()), |tags| tags.other(object));
         self.unless_failed(done);
     }
 
-    /// A hole in the file at hand.
+    /// Called for a hole in the current file.
     pub fn hole(&mut self, offset: u64, length: u64) {
         let done = self.tags.as_mut().map_or(Ok(()), |tags| tags.unknown(offset, length));
         self.unless_failed(done);
     }
 
-    /// These objects are gone.
+    /// Called for objects that are gone.
     pub fn freed(&mut self, first: u64, count: u64) {
         let done = self.tags.as_mut().map_or(Ok(()), |tags| tags.freed(first, count));
         self.unless_failed(done);
     }
 
-    /// The ranges of a block that differ; `None`: all of it.
+    /// Returns the ranges of a block that differ; `None` means all of it.
     ///
     /// # Errors
     /// When the snapshot can't be read.
@@ -89,7 +89,7 @@ impl<'a> Pages<'a> {
         Ok(different(&known, bytes.len()))
     }
 
-    /// Whether all that went by is in the tags. They have to be thrown away where it isn't.
+    /// Returns whether the tags cover everything that went by. If not, they have to be thrown away.
     #[must_use]
     pub fn finish(self) -> bool {
         self.tags.is_some_and(|tags| match tags.finish() {
@@ -101,7 +101,7 @@ impl<'a> Pages<'a> {
         })
     }
 
-    /// Without tags it goes on: they save reads, and nothing depends on them.
+    /// After a failure it continues without tags: they save reads, and nothing depends on them.
     fn unless_failed<T>(&mut self, done: Stored<T>) -> Option<T> {
         match done {
             Ok(done) => Some(done),
@@ -127,15 +127,15 @@ pub struct Snapshot<'a> {
     old: Vec<u8>,
 }
 
-/// The file at hand as it was.
+/// The current file as it was in the base.
 struct Before {
     file: File,
-    /// Up to here its content counts.
+    /// Its content counts up to here.
     until: u64,
 }
 
 impl<'a> Snapshot<'a> {
-    /// Of the delta `base`, whose snapshot is seen at `root`.
+    /// Opens the snapshot of the delta `base`, which is visible at `root`.
     pub(super) fn open(job: &'a Job<'a>, base: &str, root: &'a Path) -> Result<Self> {
         let strata = &job.shipment.repository.strata;
         let chain = chain(strata, job.image, base, None).map_err(of_strata)?;
@@ -143,7 +143,7 @@ impl<'a> Snapshot<'a> {
         Ok(Self { job, root, headers, file: None, old: Vec::new() })
     }
 
-    /// Whether the object's blocks can be compared.
+    /// Returns whether the object's blocks can be compared.
     fn begin(&mut self, announced: &Announced<'_>) -> Result<bool> {
         self.file = None;
         let Some(header) = announced.header else { return Ok(false) };
@@ -160,7 +160,7 @@ impl<'a> Snapshot<'a> {
             return Ok(false);
         }
         let Some(path) = self.job.walked.path(announced.object) else { return Ok(false) };
-        // Where the file had another name then, its record is stored whole.
+        // If the file had another name then, its record is stored whole.
         let Ok(file) = File::open(self.root.join(path)) else { return Ok(false) };
         let metadata = file.metadata().map_err(Error::io("look into", self.root))?;
         if metadata.ino() != announced.object || !metadata.is_file() {
@@ -171,7 +171,7 @@ impl<'a> Snapshot<'a> {
         Ok(true)
     }
 
-    /// Says of the pages of a block that nothing is known about whether they are as they were.
+    /// Determines for pages of a block about which nothing is known whether they are unchanged.
     fn compare(&mut self, offset: u64, bytes: &[u8], known: &mut [Known]) -> Result<()> {
         let Some(before) = self.file.as_ref().filter(|before| offset < before.until) else {
             return Ok(());
@@ -187,7 +187,7 @@ impl<'a> Snapshot<'a> {
     }
 }
 
-/// Pages that `old` doesn't reach are left as they are.
+/// Pages beyond the end of `old` stay unknown.
 fn compare(old: &[u8], new: &[u8], known: &mut [Known]) {
     for ((n, content), known) in new.chunks(PAGE as usize).enumerate().zip(known) {
         let at = n * PAGE as usize;
@@ -199,8 +199,8 @@ fn compare(old: &[u8], new: &[u8], known: &mut [Known]) {
     }
 }
 
-/// The ranges of a block of `length` bytes whose pages aren't the same, neighbours joined; `None` where
-/// that is all of it.
+/// Returns the ranges of a block of `length` bytes whose pages differ, neighbours joined; `None` if that is all of
+/// it.
 fn different(known: &[Known], length: usize) -> Option<Vec<Range<usize>>> {
     let mut ranges: Vec<Range<usize>> = Vec::new();
     for (n, known) in known.iter().enumerate() {
@@ -238,7 +238,7 @@ mod tests {
             Some(vec![(SIZE, 3 * SIZE), (4 * SIZE, 5 * SIZE)])
         );
         assert_eq!(ranges(&[Different, Nothing], 2 * SIZE), None);
-        // The last page may be a part of one.
+        // The last page may be incomplete.
         assert_eq!(ranges(&[Same, Different], SIZE + 512), Some(vec![(SIZE, SIZE + 512)]));
         assert_eq!(ranges(&[Different, Different], SIZE + 512), None);
         assert_eq!(ranges(&[], 0), Some(vec![]));
@@ -260,7 +260,7 @@ mod tests {
             compared(&old, &[Different, Same, Nothing, Nothing]),
             [Different, Same, Same, Same]
         );
-        // The old one is shorter, in the midst of a page.
+        // The old file is shorter and ends in the middle of a page.
         assert_eq!(
             compared(&old[..2 * SIZE + 9], &[Nothing; 4]),
             [Same, Different, Nothing, Nothing]

@@ -1,7 +1,7 @@
-//! What is done with a stream's objects while they go by: left out, checked, compared.
+//! What happens to a stream's objects while they go by: they are left out, checked, compared.
 //!
-//! What could go wrong: a delta takes the place of one that is there, and leaves out what that one had. Deltas upon it
-//! count on that without a word, so in its place nothing more is left out than it left out.
+//! What could go wrong: a delta replaces an existing one, and leaves out what that one had. Deltas based on it
+//! silently count on that. So the replacement leaves out no more than the original did.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -19,26 +19,26 @@ use crate::repository::ingest::{Announced, Content, Visitor};
 use crate::repository::shipped::Pages as Checked;
 use crate::steps;
 
-/// Between two looks at whether to stop, in bytes of the stream.
+/// How many bytes of the stream pass between two checks whether to stop.
 pub(super) const STRIDE: u64 = 8 << 20;
 
-/// Which relation's file an object is.
+/// Tells which relation's file an object is.
 type Lookup<'a> = Box<dyn FnMut(u64) -> Option<Segment<u64>> + 'a>;
 
-/// Sees the objects go by.
+/// Watches the objects go by.
 pub(super) struct Passing<'a> {
     job: &'a Job<'a>,
     checker: Option<PageChecker<u64, Lookup<'a>>>,
-    /// Left out in the base and needed now, unless the stream makes it anew: by generation.
+    /// Objects left out in the base and needed now, unless the stream creates them again: by generation.
     doubtful: HashMap<u64, u64>,
-    /// Left out, with their generations.
+    /// Objects left out, with their generations.
     left_out: BTreeMap<u64, u64>,
-    /// Of the delta that is replaced what it left out: no more may be.
+    /// What the replaced delta left out: no more than that may be left out.
     replaced: Option<&'a BTreeSet<(u64, u64)>>,
-    /// An increment isn't enough.
+    /// Whether an increment isn't enough.
     pub(super) needs_full: bool,
     pages: Pages<'a>,
-    /// The object's blocks hold whole pages.
+    /// Whether the object's blocks hold whole pages.
     holds_pages: bool,
     bar: ProgressBar,
     read: u64,
@@ -51,7 +51,7 @@ impl<'a> Passing<'a> {
         let is_left_out =
             |object: u64| matches!(walked.classes.get(&object), Some(Class::LeftOut(_)));
         let replaced = job.replaced;
-        // The delta that is replaced had it.
+        // The replaced delta had it.
         let is_missed = |left_out: &(u64, u64)| {
             is_left_out(left_out.0) && replaced.is_some_and(|had_not| !had_not.contains(left_out))
         };
@@ -82,7 +82,7 @@ impl<'a> Passing<'a> {
         }
     }
 
-    /// Nothing that is needed now was left out before.
+    /// Checks that nothing needed now was left out before.
     pub(super) fn is_whole(&self) -> bool {
         self.doubtful.is_empty()
     }
@@ -92,7 +92,7 @@ impl<'a> Passing<'a> {
         self.replaced.is_none_or(|had_not| had_not.contains(&left_out))
     }
 
-    /// What was left out, what the checksums said, and whether all pages have their tags.
+    /// Returns what was left out, the result of the checksums, and whether all pages have their tags.
     pub(super) fn finish(self) -> (Vec<(u64, u64)>, Checked, bool) {
         self.bar.finish_and_clear();
         let are_tagged = self.pages.finish();
@@ -119,7 +119,7 @@ impl<'a> Passing<'a> {
 impl Visitor for Passing<'_> {
     fn object(&mut self, announced: &Announced<'_>) -> Result<Content> {
         let object = announced.object;
-        // Half a page in one block and half in the next: a snapshot may hold one of them new.
+        // With half a page in one block and half in the next, a snapshot may hold only one of them new.
         let page_size = self.job.shipment.geometry.page_size;
         self.holds_pages =
             announced.header.is_none_or(|header| header.object.block_size >= page_size);
@@ -134,7 +134,7 @@ impl Visitor for Passing<'_> {
         match self.job.walked.classes.get(&object) {
             Some(Class::LeftOut(_)) if self.may_leave_out(object, generation) => {
                 self.pages.other(object);
-                // Where this record doesn't say which file it is, it is the one that was known.
+                // If this record doesn't say which file it is, it is the one already known.
                 let known = self.left_out.get(&object).copied().unwrap_or_default();
                 self.left_out.insert(object, generation.unwrap_or(known));
                 Ok(Content::LeftOut)

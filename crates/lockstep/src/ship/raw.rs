@@ -1,12 +1,12 @@
-//! Volumes whose datasets ZFS encrypts: whether they go raw, and a raw one's way into the repository.
+//! Volumes whose datasets ZFS encrypts: whether they are sent raw, and how a raw one gets into the repository.
 //!
-//! What lies encrypted on disk must not leave the host in the clear. So by default such a volume is
-//! sent as it is on disk to a repository that has no key of its own: nothing of it is looked into, no
-//! page checked and nothing left out. To one with a key it goes like any other.
+//! What is encrypted on disk must not leave the host in the clear. So by default, such a volume is sent as it is on
+//! disk to a repository that has no key of its own: no content is looked into, no page is checked and nothing is left
+//! out. A repository with a key gets it like any other volume.
 //!
-//! What could go wrong: the set's own WAL, which holds the same rows, goes along in the clear. Where
-//! pg_wal goes raw and WAL lies in its snapshot, it stays there; where it was copied out of it, that
-//! is refused unless raw was asked for by name.
+//! What could go wrong: the set's own WAL, which holds the same rows, is sent along in the clear. If pg_wal is sent
+//! raw and the WAL is in its snapshot, it stays there; if the WAL was copied out of it, the shipment is refused
+//! unless raw was requested explicitly.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -29,19 +29,19 @@ use crate::set::manifest::{Manifest, SetVolume, WalStored};
 use crate::steps;
 use crate::volume::zfs::{Base, DatasetName, Encryption, SendSpec};
 
-/// What of a set is encrypted.
+/// Which parts of a set are encrypted.
 pub(super) struct Encrypted {
-    /// Datasets that go raw, with where the key of each was.
+    /// Datasets that are sent raw, each with the location of its key.
     raw: BTreeMap<DatasetName, String>,
-    /// Those whose key isn't loaded: nobody can look into them.
+    /// Datasets whose key isn't loaded: nobody can look into them.
     locked: BTreeSet<DatasetName>,
 }
 
 impl Encrypted {
-    /// Looks, and decides.
+    /// Looks at the datasets and decides how each is sent.
     ///
     /// # Errors
-    /// When ZFS fails, or what is asked for can't be or must not be.
+    /// When ZFS fails, or what was requested is impossible or not allowed.
     pub(super) fn find(cx: &Context, repository: &Repository, set: &Manifest) -> Result<Self> {
         let datasets: Vec<_> = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
         let encryption = cx.zfs.encryption(&datasets)?;
@@ -61,7 +61,7 @@ impl Encrypted {
         Ok(found)
     }
 
-    /// WAL that was copied out of an encrypted dataset.
+    /// Checks for WAL that was copied out of an encrypted dataset.
     fn check_wal(&self, repository: &Repository, set: &Manifest) -> Result<()> {
         let Some(dataset) = wal_volume(set).map(|volume| &volume.dataset) else { return Ok(()) };
         let mut beside = set.files.keys().filter_map(|name| name.strip_prefix("wal/"));
@@ -79,23 +79,23 @@ impl Encrypted {
         Err(Refusal::WalInTheClear { dataset, repository }.into())
     }
 
-    /// Whether it goes raw.
+    /// Checks whether it is sent raw.
     pub(super) fn is_raw(&self, dataset: &DatasetName) -> bool {
         self.raw.contains_key(dataset)
     }
 
-    /// Whether the volume can be looked into.
+    /// Checks whether the volume can be looked into.
     pub(super) fn is_open(&self, volume: &SetVolume) -> bool {
         !self.locked.contains(&volume.dataset)
     }
 
-    /// Whether the set's WAL stays in pg_wal's snapshot, because that goes raw.
+    /// Checks whether the set's WAL stays in pg_wal's snapshot, because that is sent raw.
     pub(super) fn keeps_wal(&self, set: &Manifest) -> bool {
         set.wal.stored == WalStored::Snapshot
             && wal_volume(set).is_some_and(|volume| self.is_raw(&volume.dataset))
     }
 
-    /// Where the keys of those that go raw are.
+    /// Returns where the keys of the datasets sent raw are.
     pub(super) fn key_locations(&self) -> &BTreeMap<DatasetName, String> {
         &self.raw
     }
@@ -106,7 +106,7 @@ fn wal_volume(set: &Manifest) -> Option<&SetVolume> {
     set.volumes.iter().find(has_wal)
 }
 
-/// Whether an encrypted dataset is sent raw.
+/// Decides whether an encrypted dataset is sent raw.
 fn goes_raw(
     asked: EncryptedDatasets,
     has_key: bool,
@@ -118,7 +118,7 @@ fn goes_raw(
         EncryptedDatasets::Auto => Ok(!has_key || !with.key_loaded),
         EncryptedDatasets::Plain if with.key_loaded => Ok(false),
         EncryptedDatasets::Plain => Err(Error::failed(format!(
-            "the key of \"{dataset}\" isn't loaded: it can be sent raw alone"
+            "the key of \"{dataset}\" isn't loaded: it can only be sent raw"
         ))
         .with_hint(format!(
             "`zfs load-key '{}'`, or encrypted_datasets = \"raw\" for this repository",
@@ -127,24 +127,24 @@ fn goes_raw(
     }
 }
 
-/// A raw volume's way, before it is begun.
+/// A raw volume's route, before its shipment begins.
 pub(super) struct RawWay {
     image: String,
-    /// Its segment is there, from a shipment that was interrupted behind it.
+    /// Its segment, if an interrupted shipment already stored it.
     there: Option<(Descriptor, Segment)>,
     /// What it is an increment to.
     base: Option<(Base, Segment)>,
 }
 
 impl RawWay {
-    /// The deltas that it goes on from.
+    /// Returns the deltas that it is based on.
     fn goes_on_from(&self) -> impl Iterator<Item = &str> {
         let there = self.there.iter().map(|(_, segment)| segment);
         let base = self.base.iter().map(|(_, segment)| segment);
         there.chain(base).flat_map(|segment| &segment.chain).map(|link| link.guid.as_str())
     }
 
-    /// What is noted as needed by nobody, and will be needed.
+    /// Returns what is noted as needed by nobody, but will be needed.
     ///
     /// # Errors
     /// When the store fails.
@@ -165,7 +165,7 @@ impl RawWay {
         Ok(found)
     }
 
-    /// Finds what is there already, and what the volume is an increment to.
+    /// Finds what is already there, and what the volume is an increment to.
     ///
     /// # Errors
     /// When ZFS or the store fails.
@@ -178,7 +178,7 @@ impl RawWay {
         let image = raw_image_name(&volume.dataset);
         let deltas = there.image(&image)?;
         let guid = volume.guid.to_string();
-        // A segment that is there is in other sets' chains as what it is, and no full takes its place.
+        // A segment that is there is part of other sets' chains as it is, so no full one may replace it.
         if how.is_full() && !deltas.has(&guid) {
             return Ok(Self { image, there: None, base: None });
         }
@@ -196,7 +196,7 @@ impl RawWay {
             None => Ok(None),
         };
         if ids.contains(&guid) {
-            // What it comes from may have been collected meanwhile.
+            // Its base may have been collected meanwhile.
             let there = read(&guid)?.filter(|(_, segment)| segment.is_whole(&ids));
             if there.is_some() {
                 return Ok(Self { image, there, base: None });
@@ -208,7 +208,7 @@ impl RawWay {
             there.is_some_and(|(_, segment)| segment.is_whole(&ids))
         };
         let mut found = bases.of(volume, is_known)?;
-        // A descriptor that rotted in its place is found out when it is read.
+        // A descriptor that was damaged in the store is found out when it is read.
         while let Some(guid) = found.first().map(|base| base.guid.to_string()) {
             if ids.contains(&guid) && read(&guid)?.is_some() {
                 break;
@@ -256,7 +256,7 @@ fn send(
     let journal = journal_name(&repository.name, image, volume);
     let options =
         ImageOptions { resume: Some(shipment.journals.join(journal)), ..shipment.options.clone() };
-    // Without a base: nothing of it can be read without the stream's own reader.
+    // Without a base: nothing in it can be read without the stream's own reader.
     let guid = volume.guid.to_string();
     let mut writer =
         ImageWriter::new(&repository.strata, image, &guid, None, &options).map_err(of_strata)?;
@@ -296,7 +296,7 @@ mod tests {
     use crate::set::manifest::{SetFile, SetPart};
     use crate::volume::zfs::Guid;
 
-    /// A set whose pg_wal lies in `wal`, with these files beside it.
+    /// A set whose pg_wal is in `wal`, with these files stored with it.
     fn set(wal: &str, stored: WalStored, files: &[&str]) -> Manifest {
         let mut set = manifest("20261101T000000Z-aaaa", vec![]);
         let parts = |kind| vec![SetPart { kind, path: "/x".into(), inside: "".into() }];

@@ -1,8 +1,8 @@
-//! A volume's way, before it is begun: what its snapshot is an increment to, what is known of the base's
-//! pages, and which file is which.
+//! Prepares a volume's shipment: what its snapshot is an increment to, what is known of the base's pages, and which
+//! file is which.
 //!
-//! What could go wrong: a base that isn't what the repository has. It is found by GUID, never by name, and
-//! the stream says once more what it is an increment to.
+//! What could go wrong: a base that isn't what the repository has. So it is found by GUID, never by name, and the
+//! stream states again what it is an increment to.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -26,8 +26,7 @@ use crate::volume::zfs::{
     Base, DatasetName, KEPT, KEPT_IF_KNOWN, Properties, SnapshotName, Zfs, is_set, mountpoints_in,
 };
 
-/// The properties of datasets that their restored copies get too, and where they are mounted; all in
-/// one command.
+/// Returns the datasets' properties that restored copies get too, and where they are mounted, in one command.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -44,28 +43,28 @@ pub fn properties(
     Ok((all, mounted))
 }
 
-/// A volume's way, before it is begun.
+/// A volume's route, before its shipment begins.
 pub struct Route<'a> {
     /// The volume.
     pub volume: &'a SetVolume,
-    /// What is noted as needed by nobody, and will be needed.
+    /// What is noted as needed by nobody, but will be needed.
     pub noted: Vec<String>,
     way: Way,
 }
 
 enum Way {
-    /// Taken apart.
+    /// Parsed into objects and blocks.
     Plain(Box<Plain>),
     /// As it is encrypted on disk.
     Raw(Box<RawWay>),
 }
 
 struct Plain {
-    /// Its delta is there, from a shipment that was interrupted behind it.
+    /// Its delta, if an interrupted shipment already stored it.
     there: Option<Descriptor>,
     /// What it is an increment to.
     base: Option<(Base, ImageState)>,
-    /// What the delta left out whose place it takes.
+    /// What the delta that it replaces left out.
     replaced: Option<BTreeSet<(u64, u64)>>,
     /// What is known of the base's pages.
     tags: Option<Tags>,
@@ -73,9 +72,9 @@ struct Plain {
     walked: Walked,
 }
 
-/// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the
-/// repository has too, with all that it comes from. With `raw` among what was sent raw, else among
-/// the rest. In full to nothing.
+/// Finds what the volume's snapshot is an increment to: the newest snapshot or bookmark that the repository has too,
+/// with its whole chain. With `raw` it is looked for among what was sent raw, otherwise among the rest. A full
+/// shipment has no base.
 ///
 /// # Errors
 /// When ZFS or the store fails.
@@ -98,8 +97,8 @@ pub fn route<'a>(
     {
         return Ok(Route { volume, noted, way: plain(Some(descriptor), None, None) });
     }
-    // One that isn't whole is written again and takes its place: the snapshot is the same, and with
-    // nothing more left out so is what all deltas upon it are folded with.
+    // A delta that isn't whole is written again and replaces the old one. The snapshot is the same, and if nothing
+    // more is left out, so is what all deltas based on it are folded with.
     let replaced = deltas.left_out(&guid, how.is_full())?;
     if how.is_full() {
         return Ok(Route { volume, noted, way: plain(None, None, replaced) });
@@ -129,14 +128,14 @@ pub fn route<'a>(
     Ok(Route { volume, noted, way: plain(None, base, replaced) })
 }
 
-/// How a volume is to be shipped.
+/// How to ship a volume.
 #[derive(Debug, Clone, Copy)]
 pub struct How<'a> {
     /// As it is encrypted on disk.
     pub raw: bool,
-    /// In full as the beginning of a new chain.
+    /// Whether in full, as the beginning of a new chain.
     pub extent: Extent,
-    /// After how many increments all of a raw one comes again.
+    /// After how many increments a raw volume is sent in full again.
     pub raw_full_every: u32,
     /// What nobody needs, as noted by a collection.
     pub noted: &'a Doomed,
@@ -156,23 +155,23 @@ fn plain(
     Way::Plain(Box::new(Plain { there, base, replaced, tags: None, walked: Walked::default() }))
 }
 
-/// What the set's snapshots could be increments to. Of the thousands that a dataset may have only the
-/// names are listed; what the newest are is asked for all volumes at once, and of the others where none
-/// of these will do.
+/// What the set's snapshots could be increments to. A dataset may have thousands of candidates, so only their names
+/// are listed. The details of the newest are read for all volumes at once, and the others' only if none of these will
+/// do.
 pub struct Bases<'a> {
     zfs: &'a Zfs,
     newest: BTreeMap<DatasetName, Vec<Base>>,
     older: BTreeMap<DatasetName, Vec<String>>,
-    /// The transaction groups of the set's own snapshots in the pool as it is now: one that was sent elsewhere and
-    /// received has others than the manifest says.
+    /// The txgs of the set's own snapshots in the present pool: a snapshot that was sent elsewhere and received has
+    /// another than the manifest says.
     own: BTreeMap<DatasetName, u64>,
 }
 
-/// How many of a dataset's are asked at first.
+/// How many of a dataset's candidates are read at first.
 const NEWEST: usize = 4;
 
 impl<'a> Bases<'a> {
-    /// Finds those with a name of Lockstep's.
+    /// Finds the candidates with a name of Lockstep's.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -206,9 +205,8 @@ impl<'a> Bases<'a> {
         Ok(Self { zfs, newest, older, own: facts.into_iter().filter_map(of_own).collect() })
     }
 
-    /// The snapshots and bookmarks that the volume's snapshot could be an increment to, newest first,
-    /// as far back as one is `known`. Where none of Lockstep's own names is, one that somebody renamed
-    /// may be.
+    /// Returns the snapshots and bookmarks that the volume's snapshot could be an increment to, newest first, back to
+    /// one that is `known`. If none with Lockstep's own names is, one that somebody renamed may be.
     pub(super) fn of(
         &self,
         volume: &SetVolume,
@@ -226,13 +224,13 @@ impl<'a> Bases<'a> {
             bases = self.zfs.bases_of(&volume.dataset)?;
         }
         bases.retain(before);
-        // Pages can be compared with a snapshot, and not with a bookmark of it.
+        // Pages can be compared with a snapshot, but not with a bookmark of it.
         bases.sort_by_key(|base| (std::cmp::Reverse(base.createtxg), base.name.contains('#')));
         Ok(bases)
     }
 }
 
-/// What stands behind the dataset's name.
+/// Returns what follows the dataset's name.
 fn own_name(name: &str) -> &str {
     name.split_once(['@', '#']).map_or("", |(_, own)| own)
 }
@@ -246,7 +244,7 @@ fn take_newest(names: &mut Vec<String>, own: &str) -> Vec<String> {
 }
 
 impl Route<'_> {
-    /// What isn't there yet and will be taken apart.
+    /// Returns the volume if it isn't there yet and isn't sent raw.
     fn plain_to_send(&mut self) -> Option<&mut Plain> {
         match &mut self.way {
             Way::Plain(plain) if plain.there.is_none() => Some(plain),
@@ -254,8 +252,8 @@ impl Route<'_> {
         }
     }
 
-    /// Opens the tags of the volume's pages, where its records are larger than these. Where that fails,
-    /// it goes without.
+    /// Opens the tags of the volume's pages, if its records are larger than pages. If that fails, it continues
+    /// without.
     pub fn open_tags(&mut self, folder: &Path, repository: &Repository, properties: &Properties) {
         let volume = self.volume;
         let Some(plain) = self.plain_to_send() else { return };
@@ -268,7 +266,7 @@ impl Route<'_> {
         plain.tags = or_none(Tags::open(folder, of, base.as_deref()));
     }
 
-    /// The image, where it has tags.
+    /// Returns the image, if it has tags.
     #[must_use]
     pub fn tagged_image(&self) -> Option<String> {
         match &self.way {
@@ -279,9 +277,9 @@ impl Route<'_> {
         }
     }
 
-    /// The snapshot to compare pages with: where there is one (a bookmark has no content), tags don't
-    /// say all, and records are larger than pages. Old files may have larger ones than the property
-    /// says now: these are stored whole.
+    /// Returns the snapshot to compare pages with, if there is one (a bookmark has no content), the tags don't say
+    /// everything, and records are larger than pages. Old files may have larger records than the property says now:
+    /// these are stored whole.
     #[must_use]
     pub fn base_snapshot(&self) -> Option<SnapshotName> {
         let Way::Plain(plain) = &self.way else { return None };
@@ -294,10 +292,10 @@ impl Route<'_> {
         Some(self.volume.dataset.snapshot(name))
     }
 
-    /// Walks the volume's snapshot, which is seen at `root`, where it has to be known which file is which.
+    /// Walks the volume's snapshot, visible at `root`, if it matters which file is which.
     ///
     /// # Errors
-    /// When it isn't seen, or a folder can't be read.
+    /// When it isn't visible, or a folder can't be read.
     pub fn look(&mut self, root: Option<&Path>, recovers: bool) -> Result<()> {
         let volume = self.volume;
         let Some(plain) = self.plain_to_send() else { return Ok(()) };
@@ -310,7 +308,7 @@ impl Route<'_> {
         Ok(())
     }
 
-    /// Ships the volume, which was looked at. The base's snapshot is seen at `base_root`.
+    /// Ships the volume after [`Self::look`]. The base's snapshot is visible at `base_root`.
     ///
     /// # Errors
     /// When ZFS, the stream or the store fails.
@@ -344,7 +342,7 @@ impl Route<'_> {
     }
 }
 
-/// No record of such a dataset holds more than a page.
+/// Checks that no record of such a dataset holds more than a page.
 fn has_small_records(properties: &BTreeMap<String, String>) -> bool {
     let recordsize = properties.get("recordsize").and_then(|text| text.parse::<u64>().ok());
     recordsize.is_some_and(|size| size <= PAGE)
@@ -357,7 +355,7 @@ mod tests {
     #[test]
     fn the_newest_names_before_the_set_are_asked_first() {
         let own = |day: u32| format!("lockstep-202601{day:02}T000000Z-aaaa");
-        // Its own snapshot and a later one among them; of day 7 a snapshot and a bookmark.
+        // Includes its own snapshot and a later one; of day 7, both a snapshot and a bookmark.
         let mut names: Vec<_> = (1..=9).map(|day| format!("tank/pg@{}", own(day))).collect();
         names.push(format!("tank/pg#{}", own(7)));
         let asked = take_newest(&mut names, &own(8));

@@ -1,5 +1,5 @@
-//! One set's way into one repository, under its lease: its volumes and its own files side by side, and then the
-//! manifest that says so.
+//! Ships one set into one repository, under its lease: its volumes and its own files side by side, and then the
+//! manifest that makes it complete.
 
 use std::cell::Cell;
 use std::ops::Range;
@@ -33,10 +33,10 @@ use crate::steps;
 use crate::view::Views;
 use crate::volume::zfs::SnapshotName;
 
-/// Volumes that are sent at the same time.
+/// How many volumes are sent at the same time.
 const VOLUMES_AT_ONCE: usize = 2;
 
-/// A set on its way.
+/// A set being shipped.
 #[derive(Clone, Copy)]
 pub(super) struct Shipping<'a> {
     pub(super) cx: &'a Context<'a>,
@@ -44,15 +44,15 @@ pub(super) struct Shipping<'a> {
     pub(super) repository: &'a Repository,
     /// The repository's lease.
     pub(super) held: &'a Held,
-    /// The set there, where it is there already.
+    /// The set in the repository, if it is already there.
     pub(super) there: Option<&'a Shipped>,
     pub(super) extent: Extent,
-    /// Set where something that it could go on from isn't whole there.
+    /// Set if something that it could be based on isn't whole there.
     pub(super) doubt: &'a Cell<bool>,
 }
 
 impl<'a> Shipping<'a> {
-    /// Ships the older set of which a full was begun, if there is one: the new one is an increment then.
+    /// Ships the older set of which a full shipment was begun, if there is one: the new set is then an increment.
     pub(super) fn finish_before(&self) -> Result<Option<Shipped>> {
         let Self { cx, manifest, repository, held, .. } = *self;
         let Some(before) = begun::before(cx, manifest, repository)? else { return Ok(None) };
@@ -60,7 +60,7 @@ impl<'a> Shipping<'a> {
         tracing::info!(set = %before.set, "its full shipment was interrupted, and is finished first");
         let older = Shipping { manifest: &before, there: None, extent: Extent::Increment, ..*self };
         match older.store_and_publish() {
-            // Whatever is wrong with that set must not keep newer ones away.
+            // Whatever is wrong with that set must not hold up newer ones.
             Err(error) if !matches!(error, Error::Interrupted { .. }) => {
                 tracing::warn!(set = %before.set, error = %error.chain(), "it can't be finished");
                 held.check().map(|()| None)
@@ -69,7 +69,7 @@ impl<'a> Shipping<'a> {
         }
     }
 
-    /// Stores all of the set, and then says that it is there.
+    /// Stores the whole set, and then publishes its manifest.
     pub(super) fn store_and_publish(&self) -> Result<Shipped> {
         let Self { cx, repository, held, there, .. } = *self;
         let formerly = match there {
@@ -97,12 +97,13 @@ impl<'a> Shipping<'a> {
         Ok(shipped)
     }
 
-    /// What the set says of its cluster's former identifiers. Under the lease: nobody else's first set comes in between.
+    /// Returns the cluster's former identifiers to record in the set. Called under the lease, so that nobody else's
+    /// first set comes in between.
     fn formerly(&self) -> Result<Vec<SystemIdentifier>> {
         let Self { cx, manifest, repository, .. } = *self;
         let newest = match repository.newest() {
             Ok(newest) => newest,
-            // The next older one that can be read says it as well.
+            // The next older set that can be read records them as well.
             Err(_) => {
                 let passed_over = |set: &str, error: &Error| {
                     tracing::warn!(%set, error = %error.chain(), "a set that can't be read doesn't say whose it is");
@@ -129,7 +130,7 @@ impl<'a> Shipping<'a> {
         if let Err(error) = journals::sweep(cx) {
             tracing::warn!("journals of sets that are gone stay: {}", error.chain());
         }
-        // The set's snapshots, and behind them those that pages are compared with.
+        // The set's snapshots, followed by those that pages are compared with.
         let open = manifest.volumes.iter().filter(|volume| encrypted.is_open(volume));
         let mut looked_into: Vec<_> = open.map(|volume| volume.snapshot.clone()).collect();
         if repository.config.page_delta {
@@ -189,8 +190,8 @@ impl<'a> Shipping<'a> {
         Ok(Shipped::new(manifest, volumes))
     }
 
-    /// The ways of the volumes that are stored. There is doubt whether all sets are whole where the newest isn't, or something
-    /// else that could be gone on from: a full shipment goes on from nothing.
+    /// Returns the routes of the volumes to store. It is doubtful whether all sets are whole if the newest isn't, or
+    /// something else that could be a base. A full shipment has no base.
     fn routes(&self, encrypted: &Encrypted) -> Result<Vec<Route<'a>>> {
         let Self { cx, manifest, repository, extent, doubt, .. } = *self;
         let noted = Doomed::read(&repository.strata).map_err(of_strata)?;
@@ -207,7 +208,7 @@ impl<'a> Shipping<'a> {
         };
         let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
         if extent == Extent::Increment {
-            // One whose manifest can't be read is told elsewhere.
+            // A set whose manifest can't be read is reported elsewhere.
             let newest = repository.newest().ok().flatten();
             let is_whole = newest.map_or(Ok(true), |newest| harm::is_whole(&wholeness, &newest))?;
             doubt.set(doubt.get() || !is_whole || wholeness.has_found());
@@ -216,8 +217,8 @@ impl<'a> Shipping<'a> {
         Ok(routes)
     }
 
-    /// What nobody needed, which the set will need, isn't noted as such any more: should it be needed by nobody once more, its
-    /// grace time begins anew.
+    /// Removes the notes that nobody needs what the set is about to need. If it is ever unneeded again, its grace
+    /// time starts from the beginning.
     fn strike_needed(&self, routes: &[Route<'_>], noted: Doomed) -> Result<()> {
         let Self { cx, manifest, repository, held, .. } = *self;
         if noted.is_empty() {
@@ -235,7 +236,7 @@ impl<'a> Shipping<'a> {
     }
 }
 
-/// The set's WAL, where it lies in pg_wal's snapshot alone.
+/// Returns the set's WAL, if it is only in pg_wal's snapshot.
 fn frozen_wal(manifest: &Manifest, views: &Views<'_>) -> Result<Option<FrozenWal>> {
     if wal_in_snapshot(manifest).is_none() {
         return Ok(None);
@@ -248,14 +249,14 @@ fn frozen_wal(manifest: &Manifest, views: &Views<'_>) -> Result<Option<FrozenWal
     FrozenWal::find(manifest, pg_wal, control.as_deref()).map(Some)
 }
 
-/// pg_wal's own volume isn't stored, unless raw: the set carries the segments that it needs.
+/// pg_wal's own volume isn't stored unless raw: the set carries the segments that it needs.
 fn is_wal_alone(volume: &SetVolume) -> bool {
     volume.parts.iter().all(|part| part.kind == PartKind::Wal)
 }
 
-/// The LSNs whose pages a restored cluster writes anew, whatever is in them: those that it replays, where WAL has
-/// whole pages. pg_backup_start sees to that, or refuses (`do_pg_backup_start` in xlog.c); else it is what
-/// the last checkpoint's record says of full_page_writes.
+/// Returns the LSNs whose pages a restored cluster rewrites regardless of their content: those that it replays, if
+/// the WAL has full page images. pg_backup_start makes sure of that, or refuses (`do_pg_backup_start` in xlog.c);
+/// otherwise the last checkpoint's record says it in full_page_writes.
 fn replayed(
     manifest: &Manifest,
     frozen: Option<&FrozenWal>,
@@ -269,8 +270,8 @@ fn replayed(
     }
     match manifest.strategy {
         Strategy::Cold => 0..0,
-        // The floor lies before the snapshots; what was written up to them is replayed too. Up to the
-        // end of the WAL and no further: nearly any garbage is a later LSN.
+        // The floor is before the snapshots; what was written up to them is replayed too. The range ends where the
+        // WAL ends: nearly any garbage is a later LSN.
         Strategy::Atomic => match frozen.and_then(|frozen| frozen.replayed(manifest)) {
             Some((start, end)) => start.as_u64()..end.as_u64(),
             None => start..u64::MAX,
@@ -279,13 +280,13 @@ fn replayed(
     }
 }
 
-/// The snapshot's own pg_control; none where the data directory can't be looked into.
+/// Returns the snapshot's own pg_control; none if the data directory can't be looked into.
 fn control(manifest: &Manifest, views: &Views) -> Result<Option<ControlFile>> {
     let data = part_seen(manifest, views, &PartKind::Data);
     data.map(|data| instance::read_control(&data)).transpose()
 }
 
-/// How the cluster's pages are laid out.
+/// Returns how the cluster's pages are laid out.
 fn geometry(control: &ControlFile) -> PageGeometry {
     PageGeometry {
         page_size: control.block_size,
@@ -293,14 +294,14 @@ fn geometry(control: &ControlFile) -> PageGeometry {
     }
 }
 
-/// Where a part of the set can be looked into.
+/// Returns where a part of the set can be looked into.
 fn part_seen(manifest: &Manifest, views: &Views, kind: &PartKind) -> Option<PathBuf> {
     let (at, part) = manifest.parts().find(|(_, part)| part.kind == *kind)?;
     let root = views.path(&manifest.volumes.get(at)?.snapshot)?;
     Some(root.join(&part.inside))
 }
 
-/// Walks the snapshots, all at once: what a walk waits for is mostly somewhere else.
+/// Walks all the snapshots at once, because a walk mostly waits, each for something else.
 fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
     std::thread::scope(|scope| {
         let walks: Vec<_> = routes
@@ -315,7 +316,7 @@ fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
     })
 }
 
-/// Ships the volumes, a few at a time; once one has failed no other is begun.
+/// Ships the volumes, a few at a time; once one has failed, no other is begun.
 fn ship_volumes<'a>(
     shipment: &Shipment<'_>,
     routes: Vec<Route<'_>>,
@@ -337,7 +338,7 @@ mod tests {
     use super::*;
     use crate::set::manifest::tests::manifest;
 
-    /// A page that is damaged in the snapshot and that recovery doesn't write anew is a bad page.
+    /// A page that is damaged in the snapshot and that recovery doesn't rewrite is a bad page.
     #[test]
     fn pages_are_only_written_anew_where_wal_has_them_whole() {
         let bytes = include_bytes!("../../../pgfiles/testdata/15/production.pg_control");
@@ -349,7 +350,7 @@ mod tests {
             (Strategy::Ordered, false, 0..0),
             (Strategy::Atomic, true, 100..u64::MAX),
             (Strategy::Atomic, false, 0..0),
-            // pg_backup_start has them written, or refuses.
+            // pg_backup_start makes the server write them, or refuses.
             (Strategy::Label, false, 100..900),
             (Strategy::Cold, true, 0..0),
         ] {

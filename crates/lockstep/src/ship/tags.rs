@@ -1,15 +1,14 @@
-//! Tags of the pages that a repository has of a volume: what goes by is compared with them, and the
-//! record before needn't be read. They lie in `state_dir`, 16 bytes a page, and are of this host alone.
+//! Tags of the pages that a repository has of a volume. Passing pages are compared with them, so the previous record
+//! needn't be read. They are kept in `state_dir`, 16 bytes a page, and are valid on this host only.
 //!
-//! A page's tag is its POLYVAL (RFC 8452) under a key that is made at random and never leaves the host:
-//! of two different pages the tags are the same with a chance of 2^-119 at most, whoever made them.
+//! A page's tag is its POLYVAL (RFC 8452) under a random key that never leaves the host. Two different pages have the
+//! same tag with a probability of at most 2^-119, whoever made them.
 //!
-//! What could go wrong: a tag of a page that the repository doesn't have, and a changed page is left
-//! out. So tags are of one delta of one image in one repository, and of nothing else; they are written
-//! in one transaction behind the descriptor of the next. What doesn't fit is thrown away, and the
-//! snapshot before is read instead. Within an image a tag counts for the very file that it was taken
-//! of (its generation, kind, slots and block size are the same): of such a one a fold keeps what isn't
-//! written over (`StreamRules`).
+//! What could go wrong: there is a tag for a page that the repository doesn't have, and a changed page is left out.
+//! So tags belong to one delta of one image in one repository, and to nothing else; they are written in one
+//! transaction after the descriptor of the next delta. Tags that don't fit are thrown away, and the previous snapshot
+//! is read instead. Within an image, a tag counts only for the very file that it was taken of (same generation, kind,
+//! slots and block size): of such a file a fold keeps what isn't overwritten (`StreamRules`).
 
 mod passed;
 
@@ -24,19 +23,18 @@ use crate::files;
 
 pub use passed::{Known, Passed};
 
-/// The bytes that one tag is of. Nearly every cluster has these as its page; where pages are larger,
-/// parts of them are told apart.
+/// How many bytes one tag covers. Nearly every cluster has pages of this size; larger pages are compared in parts.
 pub const PAGE: u64 = 8192;
-/// What the file's cache may take of memory; two volumes are sent at once.
+/// How much memory the file's cache may take; two volumes are sent at once.
 const CACHE: usize = 8 << 20;
-/// The newest form that is known; another is thrown away.
+/// The newest known form; any other is thrown away.
 const VERSION: u32 = 1;
 
 /// What the file is about, under [`ABOUT_KEY`].
 const ABOUT: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("about");
 const ABOUT_KEY: &str = "about";
 
-/// An error of the file of tags.
+/// The result of an operation on the file of tags.
 pub type Stored<T> = std::result::Result<T, Box<redb::Error>>;
 
 /// A volume's tags.
@@ -50,17 +48,17 @@ pub struct Tags {
 #[serde(deny_unknown_fields)]
 struct About {
     version: u32,
-    /// Of the repository.
+    /// The repository's id.
     repository: String,
     image: String,
-    /// The delta that they are the state after; none before the first.
+    /// The delta after which they are valid; none before the first.
     delta: Option<String>,
-    /// Every file has gone by since they were begun.
+    /// Whether every file has gone by since they were begun.
     whole: bool,
     key: [u8; 16],
 }
 
-/// Which image, in which repository.
+/// An image in a repository.
 #[derive(Debug, Clone, Copy)]
 pub struct Of<'a> {
     /// The repository's id.
@@ -70,11 +68,11 @@ pub struct Of<'a> {
 }
 
 impl Tags {
-    /// Those in the folder that are of the delta `base`; where there are none such, none are known. With
-    /// no `base` they are begun anew.
+    /// Opens those in the folder that belong to the delta `base`; if there are none, no tags are known. Without a
+    /// `base` they are begun from scratch.
     ///
     /// # Errors
-    /// When the file can't be made.
+    /// When the file can't be created.
     pub fn open(folder: &Path, of: Of<'_>, base: Option<&str>) -> Result<Self> {
         files::create_owned_directory(folder, None)?;
         let path = folder.join(file_name(of.image));
@@ -115,7 +113,7 @@ impl Tags {
         let transaction = redb::ReadableDatabase::begin_read(&database).map_err(boxed)?;
         let about = match transaction.open_table(ABOUT) {
             Ok(table) => table.get(ABOUT_KEY).map_err(boxed)?.and_then(|about| {
-                // Of another form: as if there were none.
+                // Another form counts as none.
                 serde_json::from_slice(about.value()).ok()
             }),
             Err(redb::TableError::TableDoesNotExist(_)) => None,
@@ -131,13 +129,14 @@ impl Tags {
             == (VERSION, of.repository, of.image, base)
     }
 
-    /// Whether a page without a tag is one that the image doesn't have; else it may be one that never went by.
+    /// Returns whether a page without a tag is one that the image doesn't have; otherwise it may be one that never
+    /// went by.
     #[must_use]
     pub fn are_whole(&self) -> bool {
         self.about.whole
     }
 
-    /// Begins to write down what goes by.
+    /// Begins to record what goes by.
     ///
     /// # Errors
     /// When the file can't be written.
@@ -148,7 +147,7 @@ impl Tags {
         begun.map_err(|e| failed("written", &self.path, e))
     }
 
-    /// What went by is in the repository, as this delta.
+    /// Commits: what went by is now in the repository, as this delta.
     ///
     /// # Errors
     /// When that can't be written durably.
@@ -173,13 +172,13 @@ impl Tags {
     }
 }
 
-/// The database trusts its file, and panics on some of what a damaged one says. So it is marked as long as
-/// it is in use, and one whose last use had no end is thrown away.
+/// The database trusts its file, and panics on some damaged content. So the file is marked while it is in use, and
+/// one whose last use didn't end is thrown away.
 impl Drop for Tags {
     fn drop(&mut self) {
         drop(self.database.take());
         if !std::thread::panicking() {
-            // One that stays costs the tags, and nothing else.
+            // A mark that stays costs the tags and nothing else.
             let _ = files::remove_file(&in_use(&self.path));
         }
     }
@@ -194,7 +193,7 @@ fn mark(path: &Path) -> Result<()> {
     std::fs::write(&mark, b"").map_err(Error::io("write", &mark))
 }
 
-/// Removes the tags in the folder that are of none of these images.
+/// Removes the tags in the folder that belong to none of these images.
 ///
 /// # Errors
 /// When one can't be removed.
@@ -214,13 +213,13 @@ pub fn sweep(folder: &Path, images: impl Iterator<Item = String>) -> Result<()> 
     Ok(())
 }
 
-/// An image's name may be longer than a file's.
+/// An image's name may be longer than a file's name can be.
 fn file_name(image: &str) -> String {
     let hash = blake3::hash(image.as_bytes()).to_hex();
     format!("{}.redb", hash.get(..32).unwrap_or_default())
 }
 
-/// The same, or nothing and a warning: tags save reads, and nothing depends on them.
+/// Returns the value, or nothing after a warning: tags save reads, and nothing depends on them.
 pub fn or_none<T>(result: Result<T>) -> Option<T> {
     result
         .inspect_err(

@@ -1,4 +1,4 @@
-//! Tags against a naive model: an image that is kept page by page, and streams that change it at random.
+//! Tests tags against a naive model: an image kept page by page, and streams that change it at random.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,7 +30,7 @@ fn folder(name: &str) -> PathBuf {
 
 const OF: Of<'_> = Of { repository: "r", image: "tank=pg" };
 
-/// Lets a stream go by; gives what it gave.
+/// Passes a stream by; returns its result.
 fn pass<T>(tags: &Tags, to: Option<&str>, stream: impl FnOnce(&mut Passed<'_>) -> T) -> T {
     let transaction = tags.begin().unwrap();
     let mut passed = Passed::open(tags, &transaction).unwrap();
@@ -59,7 +59,7 @@ fn they_are_of_one_delta_and_nothing_else() {
         std::fs::create_dir(&copy).unwrap();
         for entry in std::fs::read_dir(&folder).unwrap() {
             let name = entry.unwrap().file_name();
-            // Under the name of the image that is asked for.
+            // Under the requested image's name.
             std::fs::copy(folder.join(&name), copy.join(file_name(of.image))).unwrap();
         }
         let tags = Tags::open(&copy, of, Some(base)).unwrap();
@@ -103,7 +103,7 @@ fn a_damaged_file_is_thrown_away() {
     let path = folder.join(file_name(OF.image));
     std::fs::write(&path, b"no such file").unwrap();
     assert!(!Tags::open(&folder, OF, Some("1")).unwrap().are_whole());
-    // Begun and never committed: as if it hadn't been there.
+    // Begun and never committed: as if it hadn't happened.
     assert!(!Tags::open(&folder, OF, Some("1")).unwrap().are_whole());
     files::remove_tree(&folder).unwrap();
 }
@@ -176,7 +176,7 @@ fn against_a_naive_model() {
             let what = format!("seed {seed}, round {round}, step {step}");
             let before = image.clone();
             let next = step.to_string();
-            // Some shipments never come to their end.
+            // Some shipments never finish.
             let ends = rng.u8(..5) > 0;
             let to = ends.then_some(&*next);
             pass(&tags, to, |passed| {
@@ -218,8 +218,8 @@ fn against_a_naive_model() {
     files::remove_tree(&folder).unwrap();
 }
 
-/// Changes an object at random as a stream would; gives what was said about each page that went by, and
-/// what should have been.
+/// Changes an object at random as a stream would; returns what was said about each page that went by, and what should
+/// have been said.
 fn change(
     rng: &mut fastrand::Rng,
     image: &mut BTreeMap<u64, File>,
@@ -231,7 +231,7 @@ fn change(
     let mut seen = Vec::new();
     let is_there = image.contains_key(&object);
     if is_there && rng.u8(..6) == 0 {
-        // Freed, alone or with its neighbours; or another is made in its place, and nobody says so.
+        // Freed, alone or with its neighbours; or another object replaces it without notice.
         let count = rng.u64(1..3);
         if rng.bool() {
             passed.freed(object, count).unwrap();
@@ -249,7 +249,7 @@ fn change(
         pages: BTreeMap::new(),
     });
     if rng.u8(..12) == 0 {
-        // Its block size changes, and with that nothing of before counts.
+        // Its block size changes, so nothing from before counts.
         let sizes = [1, BLOCK, 2 * BLOCK].map(|pages| (pages * PAGE) as u32);
         let others: Vec<_> = sizes.into_iter().filter(|size| *size != file.block_size).collect();
         file.block_size = others[rng.usize(..others.len())];
@@ -263,7 +263,7 @@ fn change(
     let is_tagged = passed.object(object, Some(&announced), tail).unwrap();
     assert_eq!(is_tagged, file.block_size as usize > SIZE);
     let mut block = 0;
-    // Several rows of tags; rows that are passed over too.
+    // Several rows of tags, including rows that are skipped.
     while block < 100 {
         block += if rng.bool() { 1 } else { rng.u64(1..30) };
         if rng.u8(..4) == 0 {

@@ -1,5 +1,5 @@
-//! One volume's way into the repository: the stream, the pages that go by, the delta. One whose dataset
-//! is encrypted may go raw (`raw.rs`).
+//! Ships one volume into the repository: the stream, the pages that go by, the delta. A volume whose dataset is
+//! encrypted may be sent raw (`raw.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
@@ -28,15 +28,15 @@ use crate::set::manifest::SetVolume;
 use crate::steps;
 use crate::volume::zfs::{Base, DatasetName, Guid, Properties, SendSpec, Zfs};
 
-/// Content of an increment's frames. A restore goes forward in a frame of each delta at the same time,
-/// and keeps them all: of a hundred increments' 25 MiB, where frames of 1 MiB would not fit.
+/// The content size of an increment's frames. A restore reads a frame of each delta at the same time and keeps them
+/// all: for a hundred increments 25 MiB, whereas frames of 1 MiB wouldn't fit.
 const INCREMENT_FRAME: usize = 256 << 10;
 
-/// What is the same for all volumes of a set.
+/// What all volumes of a set have in common.
 pub struct Shipment<'a> {
     /// ZFS.
     pub zfs: &'a Zfs,
-    /// Where it goes.
+    /// The destination.
     pub repository: &'a Repository,
     /// How packs and indexes are written.
     pub options: ImageOptions,
@@ -44,21 +44,21 @@ pub struct Shipment<'a> {
     pub journals: &'a Path,
     /// Where the tags of pages are.
     pub tags: &'a Path,
-    /// The pages.
+    /// The layout of pages.
     pub geometry: PageGeometry,
-    /// They carry checksums.
+    /// Whether pages carry checksums.
     pub checks_pages: bool,
     /// The LSNs that recovery replays.
     pub replayed: Range<u64>,
-    /// Asked now and then whether to go on.
+    /// Called now and then to check whether to continue.
     pub check: &'a (dyn Fn() -> Result<()> + Sync),
-    /// Asked before a delta is written: it may take the place of one that sets need.
+    /// Called before a delta is written, because it may replace one that sets need.
     pub confirm: &'a (dyn Fn() -> Result<()> + Sync),
-    /// What is shown meanwhile.
+    /// Shows the progress.
     pub progress: &'a Progress,
-    /// The datasets' properties that go along.
+    /// The datasets' properties to store.
     pub properties: &'a Properties,
-    /// Where the keys of datasets that go raw are.
+    /// Where the keys of datasets that are sent raw are.
     pub key_locations: &'a BTreeMap<DatasetName, String>,
 }
 
@@ -68,12 +68,12 @@ pub(super) struct Job<'a> {
     pub(super) volume: &'a SetVolume,
     pub(super) image: &'a str,
     pub(super) walked: &'a Walked,
-    /// What the delta left out whose place it takes.
+    /// What the delta that it replaces left out.
     pub(super) replaced: Option<&'a BTreeSet<(u64, u64)>>,
 }
 
 impl Job<'_> {
-    /// Sends and stores; `None` where the increment isn't enough.
+    /// Sends and stores the volume; `None` if the increment isn't enough.
     pub(super) fn send(
         &self,
         base: Option<(&Base, &ImageState)>,
@@ -128,7 +128,7 @@ impl Job<'_> {
         steps::reached("ship.stream")?;
         let still = || (self.shipment.confirm)().map_err(strata::Error::caller);
         let descriptor = writer.finish_if(&still).map_err(of_strata)?;
-        // Only now: tags of what isn't in the repository would leave out what it needs.
+        // Not earlier: tags of pages that aren't in the repository would leave out what it needs.
         steps::reached("ship.delta")?;
         if let Some(tags) = tags {
             keep(tags, transaction.filter(|_| are_tagged), &self.volume.guid.to_string());
@@ -136,7 +136,7 @@ impl Job<'_> {
         Ok(Some(descriptor))
     }
 
-    /// Writes its delta, from where an interrupted shipment had come to.
+    /// Creates the writer of its delta, which resumes where an interrupted shipment stopped.
     fn writer(&self, base: Option<&str>) -> Result<ImageWriter> {
         let repository = self.shipment.repository;
         let journal = journal_name(&repository.name, self.image, self.volume);
@@ -157,7 +157,7 @@ impl Job<'_> {
         .map_err(of_strata)
     }
 
-    /// The snapshot may have been replaced by another of its name since the set was taken.
+    /// Checks the snapshot: it may have been replaced by another of the same name since the set was taken.
     fn assert_asked_for(&self, from: u64, to: u64, base: Option<u64>) -> Result<()> {
         let snapshot = &self.volume.snapshot;
         if Guid::new(to) != self.volume.guid {
@@ -169,15 +169,15 @@ impl Job<'_> {
         if from != base.unwrap_or(0) {
             let asked = base.map_or_else(|| "a full one".to_owned(), |base| base.to_string());
             return Err(Error::failed(format!(
-                "the stream of {snapshot} is an increment to {from}, asked for was {asked}"
+                "the stream of {snapshot} is an increment to {from}, expected was {asked}"
             )));
         }
         Ok(())
     }
 }
 
-/// Keeps the tags as the state after `delta`, where all that went by is in them; else they are thrown
-/// away: nothing depends on them.
+/// Keeps the tags as the state after `delta`, if they cover everything that went by; otherwise they are thrown away:
+/// nothing depends on them.
 fn keep(tags: Tags, passed: Option<WriteTransaction>, delta: &str) {
     let kept = passed.and_then(|transaction| or_none(tags.commit(transaction, delta)));
     if kept.is_none() {
@@ -185,7 +185,7 @@ fn keep(tags: Tags, passed: Option<WriteTransaction>, delta: &str) {
     }
 }
 
-/// What the manifest says about a delta that is there.
+/// Returns what the manifest says about an existing delta.
 pub(super) fn shipped(
     repository: &Repository,
     volume: &SetVolume,
@@ -206,12 +206,12 @@ pub(super) fn shipped(
     })
 }
 
-/// The file in which it is remembered what an interrupted shipment of the volume has stored.
+/// Returns the name of the file that remembers what an interrupted shipment of the volume has stored.
 pub(super) fn journal_name(repository: &str, image: &str, volume: &SetVolume) -> String {
     file_name(&format!("{repository}-{image}"), &volume.guid.to_string())
 }
 
-/// A journal's name. One that a file can't have, with the `.old` of the one from before it, is of a hash.
+/// Returns a journal's name. If a file can't have it, with the `.old` of its predecessor, a hash is used instead.
 fn file_name(of: &str, guid: &str) -> String {
     const LONGEST: usize = 255 - ".old".len();
     let name = format!("{of}-{guid}.jsonl");
@@ -222,7 +222,7 @@ fn file_name(of: &str, guid: &str) -> String {
     format!("{}-{guid}.jsonl", hash.get(..32).unwrap_or_default())
 }
 
-/// What `zfs send` sends, and whether that has come to its end.
+/// The stream from `zfs send`, and whether it has ended.
 pub(super) struct Sent {
     child: Piped<ChildStdout>,
     has_ended: bool,
@@ -233,8 +233,8 @@ impl Sent {
         Self { child, has_ended: false }
     }
 
-    /// How it went. What `zfs send` said on its way out is the reason, where the stream ended early; where nobody
-    /// read on, it says no more than that the pipe broke.
+    /// Returns how it went. If the stream ended early, the reason is what `zfs send` reported when it exited. If
+    /// nobody read on, it only reports a broken pipe.
     pub(super) fn end<T>(self, read: Result<T>) -> Result<T> {
         match (read, self.child.finish()) {
             (Err(error @ Error::Interrupted { .. }), _) => Err(error),
@@ -255,7 +255,7 @@ impl Read for Sent {
     }
 }
 
-/// The bytes of the packs that a delta lies in.
+/// Returns the size of the packs that hold a delta.
 pub(super) fn stored_bytes(repository: &Repository, descriptor: &Descriptor) -> Result<u64> {
     let mut bytes = 0;
     strata::delta::packs(&repository.strata, descriptor, |row| {
@@ -282,7 +282,7 @@ mod tests {
 
     #[test]
     fn a_reader_that_gave_up_says_why_and_one_that_was_left_says_what_the_sender_said() {
-        // It complains as `zfs send` does.
+        // Complains as `zfs send` does.
         let complains = || Program::new("sh").args(["-c", "trap '' PIPE; yes"]);
         let mut sent = Sent::new(complains().read_from().unwrap());
         sent.read_exact(&mut [0; 10]).unwrap();

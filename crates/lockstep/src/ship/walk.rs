@@ -1,6 +1,6 @@
-//! A walk over a snapshot: which object is which file. ZFS's object numbers are the files' inode
-//! numbers, and a folder's listing has them (`zfs_readdir` in `zfs_vnops_os.c`): only of the few files
-//! whose content isn't stored, or wasn't before, more has to be known.
+//! Walks a snapshot to learn which object is which file. ZFS's object numbers are the files' inode numbers, and a
+//! folder's listing has them (`zfs_readdir` in `zfs_vnops_os.c`). More has to be known only of the few files whose
+//! content isn't stored now, or wasn't before.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{self, DirEntry};
@@ -12,22 +12,22 @@ use crate::postgres::classify::{self, Class, Folder};
 use crate::repository::shipped::LeftOut;
 use crate::set::manifest::SetPart;
 
-/// The files of a volume that aren't just stored.
+/// The files of a volume that aren't simply stored.
 #[derive(Debug, Default)]
 pub struct Walked {
     /// By object.
     pub classes: HashMap<u64, Class>,
-    /// Of the files that a base left out, those with content that is stored now.
+    /// Of the files that a base left out, those whose content is stored now.
     pub needed: HashSet<u64>,
-    /// What is left out, in sum.
+    /// A summary of what is left out.
     pub left_out: Vec<LeftOut>,
-    /// Where relations' files are: their folder, and their name.
+    /// Where relations' files are: their folders and names.
     folders: Vec<PathBuf>,
     names: HashMap<u64, (u32, Box<str>)>,
 }
 
 impl Walked {
-    /// The path of a relation's file in its volume.
+    /// Returns the path of a relation's file in its volume.
     #[must_use]
     pub fn path(&self, object: u64) -> Option<PathBuf> {
         let (folder, name) = self.names.get(&object)?;
@@ -35,8 +35,7 @@ impl Walked {
     }
 }
 
-/// Walks the snapshot at `root`, of the volume with these parts; `before` are the objects that its base
-/// left out.
+/// Walks the snapshot at `root`, of a volume with these parts; `before` are the objects that its base left out.
 ///
 /// # Errors
 /// When a folder can't be read.
@@ -48,7 +47,7 @@ pub fn walk(
 ) -> Result<Walked> {
     let mut walked = Walked::default();
     let mut left_out: BTreeMap<classify::Why, (u64, u64)> = BTreeMap::new();
-    // Seen from inside: a snapshot in `.zfs` is mounted by the first look into it, and may be anew.
+    // From inside: a snapshot in `.zfs` is mounted by the first look into it, and may be mounted again.
     let top = root.join("");
     let device = device_of(&top)?;
     let mut waiting = vec![PathBuf::new()];
@@ -59,7 +58,7 @@ pub fn walk(
             if device_of(&top)? != device {
                 return Err(mounted_anew(root));
             }
-            // Another file system's place.
+            // A mount point of another file system.
             continue;
         }
         let (names, found) = list(&path, &inside, &mut waiting)?;
@@ -81,14 +80,13 @@ pub fn walk(
             }
             let metadata = entry.metadata().map_err(Error::io("look at", entry.path()))?;
             match class {
-                // A file of two names is left out only where both say so; there are none such.
+                // A file with two names would be left out only if both say so; there are no such files.
                 Class::LeftOut(why) if metadata.nlink() == 1 => {
                     let sum = left_out.entry(why).or_default();
                     *sum = (sum.0 + 1, sum.1 + metadata.len());
                     walked.classes.insert(object, class);
                 }
-                // A file that was cut to nothing (a dropped relation's, until the next checkpoint)
-                // needs nothing.
+                // A file truncated to nothing (a dropped relation's, until the next checkpoint) needs nothing.
                 _ if metadata.len() > 0 && before.contains(&object) => {
                     walked.needed.insert(object);
                 }
@@ -109,7 +107,7 @@ pub fn walk(
     Ok(walked)
 }
 
-/// A folder's files with their names. What is a folder in it is to be walked too.
+/// Lists a folder's files with their names. Subfolders are added to those still to walk.
 fn list(
     path: &Path,
     inside: &Path,
@@ -122,7 +120,7 @@ fn list(
         if kind.is_dir() {
             waiting.push(inside.join(entry.file_name()));
         } else if kind.is_file() {
-            // A name that isn't UTF-8 is none of PostgreSQL's.
+            // A name that isn't UTF-8 isn't PostgreSQL's.
             names.push(entry.file_name().to_string_lossy().into_owned());
             found.push(entry);
         }
@@ -136,11 +134,11 @@ fn device_of(path: &Path) -> Result<u64> {
 
 fn mounted_anew(root: &Path) -> Error {
     let path = root.display();
-    Error::failed(format!("the snapshot at \"{path}\" was mounted anew while it was looked through"))
+    Error::failed(format!("the snapshot at \"{path}\" was mounted again while it was being read"))
         .with_hint("ship the set again; `zfs_expire_snapshot` says how soon ZFS unmounts snapshots that nobody looks into")
 }
 
-/// What a folder is, by the innermost part that it lies in.
+/// Returns what a folder is, by the innermost part that contains it.
 fn folder_of(parts: &[SetPart], inside: &Path) -> Folder {
     let within = parts.iter().filter(|part| inside.starts_with(&part.inside));
     let innermost = within.max_by_key(|part| part.inside.components().count());
@@ -155,7 +153,7 @@ mod tests {
     use super::*;
     use crate::plan::layout::PartKind;
 
-    /// A path that leads to another device than what stands there: an automount, seen from outside, is one too.
+    /// A path may lead to another device than the entry itself shows; so does an automount, seen from outside.
     #[test]
     fn what_is_looked_through_is_what_is_seen_from_inside() {
         let name = format!("lockstep-walk-{}", std::process::id());

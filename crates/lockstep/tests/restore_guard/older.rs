@@ -139,7 +139,7 @@ fn a_mistyped_dataset_leaves_the_older_restore_whole() {
             let outcome = run(&second, name, more);
             let (missing, found) = (format!("\"{pool}/{name}/"), format!("\"{pool}/{is}/"));
             let hint = format!("--dataset {pool}/{is}");
-            assert_refused(&outcome, &[&missing, "isn't there", &found, "was it renamed", &hint]);
+            assert_refused(&outcome, &[&missing, "doesn't exist", &found, "was it renamed", &hint]);
             let changed = differences(&before, &walk(&to));
             assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
         }

@@ -1,7 +1,7 @@
-//! `lockstep.json` made again out of what is there: the id that a host knows, and a key that opens a set.
+//! Makes `lockstep.json` again from what is there: the id that a host knows, and a key that opens a set.
 //!
-//! What could go wrong: one that is wrong would be believed for ever. The id is sealed into each key, so a key that
-//! opens proves it; and the key has to prove itself against a manifest. A repository without keys has to have a manifest
+//! What could go wrong: a wrong one would be believed forever. The id is sealed into each key, so a key that opens
+//! proves the id; and the key has to prove itself against a manifest. A repository without keys must have a manifest
 //! that can be read without one.
 
 use std::collections::BTreeMap;
@@ -15,13 +15,13 @@ use super::super::{Format, of_strata};
 use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
 
-/// How many manifests of a cluster are tried, the newest first.
+/// How many manifests of a cluster are tried, newest first.
 const TRIED: usize = 16;
 
-/// What `lockstep.json` said. `clusters` are those of which there is anything.
+/// Returns what `lockstep.json` said. `clusters` are those that have anything in the store.
 ///
 /// # Errors
-/// When nobody knows the id, the configuration's key opens none, or no set can be read with it.
+/// When nobody knows the id, the configuration's key opens no slot, or no set can be read with it.
 pub(super) fn format(
     store: &Store,
     name: &str,
@@ -65,7 +65,7 @@ pub(super) fn format(
     Err(why)
 }
 
-/// That a set is there which can be read so.
+/// Checks that there is a set that can be read with this key.
 fn proven(store: &Store, name: &str, clusters: &[String], key: Option<&DataKey>) -> Result<()> {
     let mut why = None;
     for cluster in clusters {

@@ -1,4 +1,4 @@
-//! What goes by, compared with a volume's tags, and its own tags written down.
+//! Compares what goes by with a volume's tags, and records its own tags.
 
 use std::ops::{Range, RangeInclusive};
 
@@ -10,33 +10,33 @@ use super::{PAGE, Stored, Tags, boxed, failed};
 use crate::error::Result;
 use crate::repository::header::ObjectHeader;
 
-/// Tags of one row. Two rows fill a page of the file.
+/// The number of tags in a row. Two rows fill a page of the file.
 const ROW: u64 = 120;
-/// Bytes of a tag. Nothing but zeros: not known.
+/// The size of a tag, in bytes. All zeros means unknown.
 const TAG: usize = 16;
 
 /// Files, by object number.
 const FILES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("files");
-/// Tags, by object and number of the row.
+/// Tags, by object and row number.
 const TAGS: TableDefinition<'_, (u64, u64), &[u8]> = TableDefinition::new("tags");
 
-/// What the tags say about a page.
+/// What the tags say about a page in the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Known {
-    /// The image has it.
+    /// It is the same.
     Same,
-    /// It has another one.
+    /// It is a different one.
     Different,
-    /// Nothing.
+    /// Unknown.
     Nothing,
 }
 
-/// Tags being compared with what goes by, and written anew.
+/// Tags that are compared with what goes by, and rewritten.
 pub struct Passed<'t> {
     files: Table<'t, u64, &'static [u8]>,
     tags: Table<'t, (u64, u64), &'static [u8]>,
     key: Polyval,
-    /// The object at hand, if it has tags.
+    /// The current object, if it has tags.
     object: Option<u64>,
     row: Option<Row>,
 }
@@ -49,7 +49,7 @@ struct Row {
 }
 
 impl<'t> Passed<'t> {
-    /// Opens them for what is written down in `transaction`.
+    /// Opens them to be recorded in `transaction`.
     ///
     /// # Errors
     /// When the file can't be read.
@@ -66,10 +66,10 @@ impl<'t> Passed<'t> {
         open().map_err(|e| failed("opened", &tags.path, e))
     }
 
-    /// An object begins, of which nothing behind `tail` counts; gives whether its content gets tags.
+    /// Called when an object begins, of which nothing after `tail` counts; returns whether its content gets tags.
     ///
     /// # Errors
-    /// When the file can't be read or written; so for the others below.
+    /// When the file can't be read or written. The same holds for the methods below.
     pub fn object(
         &mut self,
         object: u64,
@@ -98,7 +98,7 @@ impl<'t> Passed<'t> {
         Ok(true)
     }
 
-    /// Content goes by whose pages aren't told apart: of this object nothing is known from here on.
+    /// Called for content whose pages aren't compared: from here on nothing is known of this object.
     pub fn other(&mut self, object: u64) -> Stored<()> {
         self.close_row()?;
         self.object = None;
@@ -113,7 +113,7 @@ impl<'t> Passed<'t> {
         };
         let mut known = Vec::with_capacity(bytes.len().div_ceil(PAGE as usize));
         for (number, content) in (offset / PAGE..).zip(bytes.chunks(PAGE as usize)) {
-            // The last of a file's only block may be shorter; it has no tag.
+            // The last page of a file's only block may be shorter; it has no tag.
             let is_page = content.len() as u64 == PAGE;
             let tag = if is_page { self.tag(content) } else { [0; TAG] };
             let row = self.row(object, number / ROW)?;
@@ -137,18 +137,18 @@ impl<'t> Passed<'t> {
         hash.update_padded(page);
         let mut tag: [u8; TAG] = hash.finalize().into();
         if tag == [0; TAG] {
-            // Of a page of zeros, under any key.
+            // The tag of a page of zeros, under any key.
             tag[0] = 1;
         }
         tag
     }
 
-    /// Of this range of the object nothing is known.
+    /// Called for a range of the object about which nothing is known.
     pub fn unknown(&mut self, offset: u64, length: u64) -> Stored<()> {
         let Some(object) = self.object.filter(|_| length > 0) else { return Ok(()) };
         let first = offset / PAGE;
         let end = offset.saturating_add(length).div_ceil(PAGE);
-        // Rows of which all goes, and what of the rows around them.
+        // Rows that disappear completely, and the affected parts of the rows around them.
         let rows = first.div_ceil(ROW)..end / ROW;
         if rows.start < rows.end {
             self.close_row()?;
@@ -172,13 +172,13 @@ impl<'t> Passed<'t> {
         Ok(())
     }
 
-    /// These objects are gone.
+    /// Called for objects that are gone.
     pub fn freed(&mut self, first: u64, count: u64) -> Stored<()> {
         self.close_row()?;
         self.drop_objects(first..=first.saturating_add(count.saturating_sub(1)))
     }
 
-    /// All of it is known that went by.
+    /// Finishes: everything that went by is recorded.
     pub fn finish(mut self) -> Stored<()> {
         self.close_row()
     }
@@ -189,7 +189,7 @@ impl<'t> Passed<'t> {
         self.tags.retain_in(keys, |_, _| false).map_err(boxed)
     }
 
-    /// The row of an object, in memory.
+    /// Returns a row of an object, in memory.
     fn row(&mut self, object: u64, number: u64) -> Stored<&mut Row> {
         let is_at_hand =
             self.row.as_ref().is_some_and(|row| (row.object, row.number) == (object, number));
@@ -219,7 +219,7 @@ impl<'t> Passed<'t> {
     }
 }
 
-/// What has to be the same for a file to be the one of before. A file without a generation never is.
+/// Returns what has to be the same for a file to be the same as before. A file without a generation never is.
 fn file(header: &ObjectHeader) -> Option<Vec<u8>> {
     let generation = header.generation()?;
     let object = &header.object;
