@@ -91,7 +91,7 @@ enum Command {
     /// Run a server in a mount namespace (used by Lockstep itself)
     #[command(name = isolation::SUBCOMMAND, hide = true)]
     InternalServer { order: String },
-    /// Hide pg_control in a mount namespace (used by Lockstep itself)
+    /// Rename pg_control in a mount namespace (used by Lockstep itself)
     #[command(name = crate::restore::HOLD, hide = true)]
     InternalHold { dataset: String, data: PathBuf },
 }
