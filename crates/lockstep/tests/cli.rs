@@ -146,7 +146,7 @@ fn what_nobody_reads_and_what_is_gone() {
     let said = with_stdout_to("| true", &["backup"]);
     assert!(!said.contains("panicked"), "{said}");
     let said = with_stdout_to("> /dev/full", &["backup"]);
-    assert!(said.contains("could not be written to stdout") && said.contains("status 1"), "{said}");
+    assert!(said.contains("couldn't be written to stdout") && said.contains("status 1"), "{said}");
     assert_eq!(lockstep.sets().len(), 2);
     let said = with_stdout_to("> /dev/full", &["list"]);
     assert!(said.contains("status 1"), "{said}");

@@ -142,6 +142,6 @@ fn a_check_that_reads_data_compares_a_sets_files_with_its_manifest() {
     assert!(!outcome.ok(), "{}", outcome.describe());
     let said = &outcome.stdout;
     let words =
-        format!("of set {} these files aren't what its manifest says: backup_label", first.id);
+        format!("these files of set {} aren't what its manifest says: backup_label", first.id);
     assert!(said.contains(&words) && !said.contains(&second.id), "{}", outcome.describe());
 }

@@ -415,7 +415,7 @@ mod tests {
         let hint = tablespace.hint("m", |_| false).unwrap();
         assert!(hint.contains("mirror recreate m") && !hint.contains("writable"), "{hint}");
         let hint = tablespace.hint("m", |folder| folder == Path::new("/srv/new")).unwrap();
-        assert!(hint.contains("another host than the primary's"), "{hint}");
+        assert!(hint.contains("if the primary is on another host"), "{hint}");
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
