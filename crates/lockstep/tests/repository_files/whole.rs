@@ -238,7 +238,7 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     assert!(!folder_of(&to, "data").join("pg/global/pg_control").exists());
     must(&mut command("mount", ["-o", "remount,size=1g", text(&small)]));
     let again = prepared.lockstep.expect(exit::REFUSED, &arguments);
-    assert_said(&again, &["an unfinished restore of set", "hint: go on with it", "--delta"]);
+    assert_said(&again, &["an unfinished restore of set", "hint: continue it", "--delta"]);
     let delta: Vec<&str> = arguments.iter().copied().chain(["--delta"]).collect();
     prepared.lockstep.expect(exit::DONE, &delta);
     must(&mut command("umount", [text(&small)]));
