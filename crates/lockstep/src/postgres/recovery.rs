@@ -133,7 +133,8 @@ const MARK: &str = "# written by lockstep restore:";
 
 /// Settings that a restored cluster keeps: its port, no archiving into the old archive, and its own pid file
 /// (Debian's setting names the live cluster's, and an empty one isn't a file name). A standby keeps the server that
-/// it follows, and its archive_mode: it archives nothing before it is promoted, and then like its primary.
+/// it follows, and its archive_mode: with `on` it archives only once it is promoted, then as its primary did; with
+/// `always` it archives as the original standby did.
 #[must_use]
 pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<(String, String)> {
     let pid_file = directory.join("run/postmaster.pid");
