@@ -406,6 +406,17 @@ pub enum Refusal {
         place: PathBuf,
     },
     /// Something that isn't Lockstep's is mounted inside what `--delta` writes to and removes from.
+    /// `--delta` to a folder that isn't empty, in place of which a dataset would have to be made.
+    #[error(
+        "dataset \"{dataset}\" doesn't exist, and the folder where it belongs isn't empty: \"{}\"",
+        place.display()
+    )]
+    PlaceNotEmpty {
+        /// The dataset.
+        dataset: String,
+        /// Where the volume belongs.
+        place: PathBuf,
+    },
     #[error(
         "\"{source_name}\" is mounted at \"{}\", inside \"{}\", which the restore fills",
         point.display(), place.display()
@@ -659,6 +670,7 @@ impl Refusal {
             }
             Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
+            Self::PlaceNotEmpty { .. } => "an older restore --as files? --as files --delta continues with it or goes over it; or restore to another folder: nothing was changed".into(),
         }
     }
 
