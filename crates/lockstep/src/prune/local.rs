@@ -449,7 +449,20 @@ impl Facts {
         if !repositories.is_empty() && self.replaceable.contains(id) {
             bookmarks::make(cx, set, repositories)?;
         }
-        removal::remove(cx, set, is_named)
+        let given_up = if is_named { self.given_up(set) } else { Vec::new() };
+        removal::remove(cx, set, given_up)
+    }
+
+    /// Returns the datasets whose snapshots stay if the set is removed all the same. A pool that was there when this
+    /// was found out and is exported meanwhile isn't given up.
+    fn given_up(&self, set: &Manifest) -> Vec<DatasetName> {
+        let is_given_up = |volume: &&SetVolume| {
+            let promoted = |(snapshot, standing): (&SnapshotName, &Standing)| {
+                removal::promoted(&volume.dataset, snapshot, standing).is_some()
+            };
+            self.is_away(volume) || self.found(volume).is_some_and(promoted)
+        };
+        set.volumes.iter().filter(is_given_up).map(|volume| volume.dataset.clone()).collect()
     }
 
     /// Its manifest doesn't say where its snapshots are. What was found when it was planned is removed.
