@@ -14,7 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
@@ -146,9 +146,9 @@ pub fn name_in(id: &str) -> Option<&str> {
 /// The beginning of every clone's id.
 const ID: &str = "clone-";
 
-/// Returns the command that destroys a clone; `is_theirs`: another state_dir made it.
-pub(crate) fn destroy_command(name: impl Display, is_theirs: bool) -> String {
-    format!("lockstep clone destroy {name}{}", if is_theirs { " --lost" } else { "" })
+/// Returns the command that destroys a clone; `is_lost`: although another state_dir made it, or its pool is gone.
+pub(crate) fn destroy_command(name: impl Display, is_lost: bool) -> String {
+    format!("{} clone destroy {name}{}", lockstep(), if is_lost { " --lost" } else { "" })
 }
 
 /// Removes the record of the clone with this id, whose creation is undone. Another clone of its name stays. Ids of
@@ -172,7 +172,7 @@ fn refuse_unfinished(cx: &Context, name: &CloneName) -> Result<()> {
         true => Err(Error::failed(format!(
             "what an unfinished clone \"{name}\" left couldn't be removed yet"
         ))
-        .with_hint("`lockstep check` says what keeps it from being removed")),
+        .with_hint(format!("`{} check` says what keeps it from being removed", lockstep()))),
     }
 }
 
@@ -253,7 +253,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
             let record = lost::record(cx, name, is_lost)?.ok_or_else(|| {
                 Error::usage(
                     format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
-                    "`lockstep clone list` shows those that are there",
+                    format!("`{} clone list` shows those that are there", lockstep()),
                 )
             })?;
             // From here on the clone is known: after an interruption the next attempt resumes.
