@@ -16,7 +16,7 @@ use std::fs::File;
 use std::path::Path;
 use std::rc::Rc;
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, Meant, SetId};
@@ -231,7 +231,10 @@ fn chosen<'a>(
         let Meant::One(id) = meant else {
             return Err(Error::usage(
                 format!("no one set here or in the cluster's repositories is called \"{which}\""),
-                "`lockstep list` and `lockstep list --from repository` show the sets that exist; write the whole id",
+                format!(
+                    "`{0} list` and `{0} list --from repository` show the sets that exist; write the whole id",
+                    lockstep()
+                ),
             ));
         };
         wanted.extend(there.iter().find(|known| known.as_str() == id).map(|id| (*id).clone()));

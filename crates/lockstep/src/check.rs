@@ -20,7 +20,7 @@ use serde::Serialize;
 
 use crate::clone;
 use crate::config::{ClusterConfig, StrategyChoice};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
@@ -142,7 +142,7 @@ fn of_prune(cx: &Context) -> Option<Finding> {
         warning(
             "retention",
             format!("by the retention of this host {due} could have been removed more than {DUE_DAYS} days ago, the oldest is {oldest}"),
-            "does the timer of `lockstep prune` run? `lockstep prune --local --dry-run` says what would go",
+            format!("does the timer of `{0} prune` run? `{0} prune --local --dry-run` says what would go", lockstep()),
         )
     })
 }

@@ -14,17 +14,19 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
+use crate::process::quote;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
+use crate::volume::zfs::DatasetName;
 
 /// The options of `clone create`.
 #[derive(Debug, Clone)]
@@ -146,9 +148,9 @@ pub fn name_in(id: &str) -> Option<&str> {
 /// The beginning of every clone's id.
 const ID: &str = "clone-";
 
-/// Returns the command that destroys a clone; `is_theirs`: another state_dir made it.
-pub(crate) fn destroy_command(name: impl Display, is_theirs: bool) -> String {
-    format!("lockstep clone destroy {name}{}", if is_theirs { " --lost" } else { "" })
+/// Returns the command that destroys a clone; `is_lost`: although another state_dir made it, or its pool is gone.
+pub(crate) fn destroy_command(name: impl Display, is_lost: bool) -> String {
+    format!("{} clone destroy {name}{}", lockstep(), if is_lost { " --lost" } else { "" })
 }
 
 /// Removes the record of the clone with this id, whose creation is undone. Another clone of its name stays. Ids of
@@ -172,7 +174,7 @@ fn refuse_unfinished(cx: &Context, name: &CloneName) -> Result<()> {
         true => Err(Error::failed(format!(
             "what an unfinished clone \"{name}\" left couldn't be removed yet"
         ))
-        .with_hint("`lockstep check` says what keeps it from being removed")),
+        .with_hint(format!("`{} check` says what keeps it from being removed", lockstep()))),
     }
 }
 
@@ -238,8 +240,8 @@ pub fn list(cx: &Context) -> Result<Vec<Record>> {
     Ok(all)
 }
 
-/// Stops a clone's server and removes everything of it. `is_lost`: also for a clone that another state_dir made which
-/// is gone for good.
+/// Stops a clone's server and removes everything of it. `is_lost`: also for a clone that another state_dir made, or
+/// that has datasets on a pool that isn't imported, if that state_dir or pool is gone for good.
 ///
 /// # Errors
 /// When there is no such clone, or a part of it remains; then it can be tried again.
@@ -253,7 +255,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
             let record = lost::record(cx, name, is_lost)?.ok_or_else(|| {
                 Error::usage(
                     format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
-                    "`lockstep clone list` shows those that are there",
+                    format!("`{} clone list` shows those that are there", lockstep()),
                 )
             })?;
             // From here on the clone is known: after an interruption the next attempt resumes.
@@ -262,6 +264,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
         }
     };
     let _lock = unfinished::lock(cx, &record.made.id)?;
+    refuse_away(cx, &record, is_lost)?;
     // Before its server is stopped: half a clone is of no use.
     let in_the_way = unfinished::in_the_way(cx, &record.made)?;
     if !in_the_way.is_empty() {
@@ -285,6 +288,29 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     files::remove_file(&path)?;
     unfinished::remove_lock(cx, &record.made.id);
     steps::reached("clone.destroy-done")
+}
+
+/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them.
+fn refuse_away(cx: &Context, record: &Record, is_lost: bool) -> Result<()> {
+    let away = cx.zfs.away(record.made.datasets.iter().map(DatasetName::pool))?;
+    let name = &record.name;
+    if is_lost {
+        for pool in &away {
+            tracing::warn!(
+                "pool \"{pool}\" isn't imported: if it comes back, it still has what clone \"{name}\" has there"
+            );
+        }
+        return Ok(());
+    }
+    let Some(pool) = away.first() else { return Ok(()) };
+    Err(Error::failed(format!(
+        "clone \"{name}\" can't be destroyed: pool \"{pool}\" isn't imported"
+    ))
+    .with_hint(format!(
+        "zpool import {}, and then run it again: nothing was changed; if the pool is gone for good: {}",
+        quote(pool),
+        destroy_command(name, true)
+    )))
 }
 
 fn record_path(cx: &Context, name: impl Display) -> PathBuf {

@@ -1,6 +1,7 @@
 //! What every command on a cluster works with: the configuration, the state, ZFS.
 
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::error::Result;
@@ -10,6 +11,17 @@ use crate::postgres::users;
 use crate::process::Credentials;
 use crate::set::state::State;
 use crate::volume::zfs::Zfs;
+
+/// How printed commands begin, if it isn't just the program's name.
+static BEGINNING: OnceLock<String> = OnceLock::new();
+
+/// Returns the beginning of a command that is printed for somebody to type: `lockstep`. If the configuration has
+/// several clusters, `--cluster` and the name of the one that this program works on follow it: the same name of a
+/// clone may mean another cluster's.
+#[must_use]
+pub fn lockstep() -> &'static str {
+    BEGINNING.get().map_or("lockstep", String::as_str)
+}
 
 /// The cluster a command works on.
 #[derive(Debug)]
@@ -51,6 +63,14 @@ impl<'a> Context<'a> {
         let zfs = Zfs::remembering_in(&config.state_dir);
         let (clusters, repositories) = (&config.clusters, &config.repositories);
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
+    }
+
+    /// Makes the commands that this program prints from now on name the cluster, if the configuration has others.
+    pub fn name_in_commands(&self) {
+        if self.clusters.len() > 1 {
+            // Hints are made in places that know no context; a program works on one cluster.
+            BEGINNING.get_or_init(|| format!("lockstep --cluster {}", self.name));
+        }
     }
 
     /// Takes the cluster's lock for `command`; the `zfs` commands run under it hold it too.

@@ -8,7 +8,7 @@
 
 use pgfiles::wal_name::WalSegment;
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::{self, Repository};
@@ -48,7 +48,10 @@ pub fn find(cx: &Context) -> Result<String> {
     }
     let (first, set) = first(needed).ok_or_else(|| {
         Error::failed(format!("cluster \"{}\" has no set that needs WAL", cx.name)).with_hint(
-            "without a set nothing says how long an archive is needed: `lockstep backup`",
+            format!(
+                "without a set nothing says how long an archive is needed: `{} backup`",
+                lockstep()
+            ),
         )
     })?;
     let of = set.postgres.system_identifier;
@@ -73,7 +76,8 @@ fn assert_never_had_any(cx: &Context, here: &[Manifest], repository: &Repository
     ));
     let others = repository.empty_hint().map_or_else(String::new, |hint| format!("{hint} "));
     Err(error.with_hint(format!(
-        "{others}was its folder renamed or removed, or did its storage go back to an older state? If its sets are gone for good, `lockstep ship --missing` ships what this host has"
+        "{others}was its folder renamed or removed, or did its storage go back to an older state? If its sets are gone for good, `{} ship --missing` ships what this host has",
+        lockstep()
     )))
 }
 

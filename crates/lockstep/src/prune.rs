@@ -20,7 +20,7 @@ mod remote;
 
 use jiff::Timestamp;
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
 use crate::repository;
@@ -112,8 +112,10 @@ impl Plan {
     fn insist_on(&mut self, named: &[String]) -> Result<()> {
         if let Some(id) = named.iter().find(|id| self.entries.iter().all(|e| e.set != **id)) {
             let list = match &self.place {
-                Place::Local => "lockstep list".to_owned(),
-                Place::Repository(name) => format!("lockstep list --from repository:{name}"),
+                Place::Local => format!("{} list", lockstep()),
+                Place::Repository(name) => {
+                    format!("{} list --from repository:{name}", lockstep())
+                }
             };
             return Err(Error::usage(
                 format!("{} has no set \"{id}\"", self.place),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use pgfiles::lsn::{Lsn, SystemIdentifier};
 
+use crate::context::lockstep;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
@@ -405,6 +406,17 @@ pub enum Refusal {
         /// Where the volume belongs.
         place: PathBuf,
     },
+    /// `--delta` to a folder that isn't empty, in place of which a dataset would have to be made.
+    #[error(
+        "dataset \"{dataset}\" doesn't exist, and the folder where it belongs isn't empty: \"{}\"",
+        place.display()
+    )]
+    PlaceNotEmpty {
+        /// The dataset.
+        dataset: String,
+        /// Where the volume belongs.
+        place: PathBuf,
+    },
     /// Something that isn't Lockstep's is mounted inside what `--delta` writes to and removes from.
     #[error(
         "\"{source_name}\" is mounted at \"{}\", inside \"{}\", which the restore fills",
@@ -586,6 +598,7 @@ impl Refusal {
     /// Returns what the reader can do.
     #[must_use]
     pub fn hint(&self) -> String {
+        let lockstep = lockstep();
         match self {
             Self::NotSnapshottable { .. } => "move it to a ZFS dataset, or back up a standby that lies on ZFS".into(),
             Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
@@ -611,16 +624,16 @@ impl Refusal {
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
-            Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
+            Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: {lockstep} prune --local --set {set}", instead(set, repositories)),
             Self::PoolAway { set, pool, repositories, .. } => {
                 let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
-                format!("`zpool import {}`, and the set is whole again{elsewhere}; if the pool is gone for good, `lockstep prune --local --set {set}` gives the set up", quote(pool))
+                format!("`zpool import {}`, and the set is whole again{elsewhere}; if the pool is gone for good, `{lockstep} prune --local --set {set}` gives the set up", quote(pool))
             }
-            Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: lockstep prune --local --set {set}", instead(set, repositories)),
+            Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: {lockstep} prune --local --set {set}", instead(set, repositories)),
             Self::SetDamaged { set, repositories, .. } => instead(set, repositories),
             Self::LatestUnknown { set, found, repository, .. } => format!("name the set: the latest of those that can be read is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),
             Self::MinimalWal { .. } => "leave that out; to recover further, set wal_level = replica, restart the server, and take a new backup".into(),
-            Self::TargetBeforeConsistency { .. } => "take an older set (`lockstep list`) or a later target".into(),
+            Self::TargetBeforeConsistency { .. } => format!("take an older set (`{lockstep} list`) or a later target"),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
             Self::KeysNotLoaded { datasets } => {
                 let commands: Vec<_> = datasets.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
@@ -638,14 +651,14 @@ impl Refusal {
             Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"),
             Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `lockstep repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
-            Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `lockstep show SET --from repository:{repository}` has it; or name what goes: `lockstep prune --repository {repository} --set ID`"),
+            Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `{lockstep} show SET --from repository:{repository}` has it; or name what goes: `{lockstep} prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
             Self::DirectoryHoldsRestore { is_unfinished: true, .. } => "continue it: run the same command with --from repository and --delta; or name an empty folder".into(),
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
-            Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `lockstep clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
+            Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `{lockstep} clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
             Self::NotOnTop { began: Some(_), .. } => "the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
@@ -657,6 +670,7 @@ impl Refusal {
                 let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
                 format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
             }
+            Self::PlaceNotEmpty { .. } => "an older restore --as files? --as files --delta continues with it or goes over it; or restore to another folder: nothing was changed".into(),
             Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
@@ -677,15 +691,16 @@ impl Refusal {
 /// Says how to restore a set that isn't whole on this host from a repository that has it.
 #[must_use]
 pub fn elsewhere(set: &str, repositories: &[String]) -> Option<String> {
-    let name = repositories.first()?;
+    let (name, lockstep) = (repositories.first()?, lockstep());
     Some(format!(
-        "repository \"{name}\" has set {set}: `lockstep restore {set} --from repository:{name} --as zfs --dataset POOL/PATH --to DIR` (or --as files)"
+        "repository \"{name}\" has set {set}: `{lockstep} restore {set} --from repository:{name} --as zfs --dataset POOL/PATH --to DIR` (or --as files)"
     ))
 }
 
 /// The same, or if no repository has it, what can be done instead.
 fn instead(set: &str, repositories: &[String]) -> String {
-    elsewhere(set, repositories).unwrap_or_else(|| "restore another set: `lockstep list`".into())
+    elsewhere(set, repositories)
+        .unwrap_or_else(|| format!("restore another set: `{} list`", lockstep()))
 }
 
 /// Says why nothing can be put on top of a dataset's newest snapshot; the text follows that snapshot's name.

@@ -21,6 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
+use crate::context::lockstep;
 use crate::names::SetId;
 
 /// How far the clock of another host that ships to the same repository may be ahead.
@@ -71,7 +72,8 @@ pub fn newest_damaged<I, E>(
 #[must_use]
 pub fn ahead_hint(id: &str, place: &str) -> String {
     format!(
-        "the clock was wrong when it was taken: no rule counts it, and it stays until then. Is the clock right now? To be rid of it, once a newer backup is there: lockstep prune {place} --set {id}"
+        "the clock was wrong when it was taken: no rule counts it, and it stays until then. Is the clock right now? To be rid of it, once a newer backup is there: {} prune {place} --set {id}",
+        lockstep()
     )
 }
 

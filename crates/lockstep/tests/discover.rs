@@ -112,7 +112,10 @@ fn without_a_connection_only_what_is_provable_is_taken() {
 
 #[test]
 fn tablespaces_in_place_and_foreign_files() {
-    let fixture = Fixture::new(one_dataset().setting("allow_in_place_tablespaces", "on"));
+    let layout = one_dataset().setting("allow_in_place_tablespaces", "on");
+    // A tablespace's own dataset, mounted where the others are folders.
+    let layout = layout.dataset(0, "all/apart", "all/apart").tablespace("apart", "all/apart/files");
+    let fixture = Fixture::new(layout);
     fs::write(fixture.mnt().join("all/somebody's notes.txt"), "x").expect("a file can be written");
     fixture.cluster.execute(&[
         "CREATE TABLESPACE inplace LOCATION ''",
@@ -125,7 +128,8 @@ fn tablespaces_in_place_and_foreign_files() {
         !planned["volumes"].to_string().contains("inplace"),
         "in place is no part of its own: {planned}"
     );
-    assert!(planned["warnings"].to_string().contains("somebody's notes.txt"), "{planned}");
+    let warnings = planned["warnings"].to_string();
+    assert!(warnings.contains("also holds \\\"somebody's notes.txt\\\"\""), "{planned}");
 
     let set = lockstep.backup("label");
     let directory = fixture.target("in place");

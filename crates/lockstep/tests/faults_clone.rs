@@ -5,16 +5,17 @@ mod support;
 
 use rustix::process::Signal;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, Stop};
-use support::command::{give_to_postgres, wait_until};
+use support::command::{command, give_to_postgres, must, wait_until};
 use support::faults::{
     Hooks, assert_nothing_remains, assert_said, differences, kill_at, restore_arguments,
     server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
-use support::lockstep::{LIMIT, Set, exit, json_of};
+use support::lockstep::{LIMIT, Set, exit, json_of, toml_string};
+use support::pools::{destroy as destroy_dataset, patiently};
 use support::workspace::processes_of;
 
 fn quiet() -> Fixture {
@@ -158,6 +159,80 @@ fn several_clones() {
     lockstep.expect(exit::DONE, &["clone", "destroy", "twice"]);
     lockstep.expect(exit::DONE, &["clone", "destroy", "once"]);
     assert_nothing_remains(&fixture, &[], "all clones destroyed");
+}
+
+/// While a pool is away, nobody can tell that the clone's datasets are gone: they come back with it.
+#[test]
+fn a_clone_whose_pool_is_away_is_not_called_gone() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    let destroy = ["clone", "destroy", "dev"];
+    let lost = ["clone", "destroy", "dev", "--lost"];
+    let (away, images) = (&fixture.pools[1].name, &fixture.pools[1].image);
+    let folder = images.parent().and_then(Path::to_str).expect("the harness' own paths are UTF-8");
+    lockstep.clone_create("dev", &[]).server().kill();
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zpool", &["export", away], || ()).expect("it is idle");
+    let refused = lockstep.expect(exit::FAILED, &destroy);
+    let words = format!("pool \"{away}\" isn't imported");
+    let way = format!("hint: zpool import {away}");
+    assert_said(
+        &refused,
+        &["\"dev\" can't be destroyed", &words, &way, "clone destroy dev --lost"],
+    );
+    let listed = lockstep.json(&["clone", "list"]);
+    assert_eq!(listed["clones"][0]["name"].as_str(), Some("dev"), "{listed}");
+    must(&mut command("zpool", ["import", "-d", folder, away]));
+    assert_eq!(fixture.clones().len(), 4, "nothing was changed");
+    lockstep.expect(exit::DONE, &destroy);
+    assert_nothing_remains(&fixture, &[], "with both pools");
+
+    // Nobody should have to keep the record of a pool that is gone for good.
+    fixture.cluster.start();
+    lockstep.clone_create("dev", &[]).server().kill();
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zpool", &["export", away], || ()).expect("it is idle");
+    let given_up = lockstep.expect(exit::DONE, &lost);
+    assert_said(&given_up, &[&words, "if it comes back"]);
+    assert_eq!(lockstep.json(&["clone", "list"])["clones"], serde_json::json!([]));
+    must(&mut command("zpool", ["import", "-d", folder, away]));
+    let left = fixture.clones();
+    assert_eq!(left.len(), 2, "{left:?}");
+    left.iter().for_each(|clone| destroy_dataset(&clone.name));
+}
+
+/// Two clusters have a clone of one name: what is printed for one must not destroy the other's.
+#[test]
+fn printed_commands_name_the_cluster_where_there_are_several() {
+    let fixture = quiet();
+    fixture.lockstep().backup("label");
+    let path = fixture.config();
+    let alone = fs::read_to_string(&path).expect("the configuration");
+    let nowhere = toml_string(&fixture.root().join("nowhere"));
+    let both = format!(
+        "default_cluster = \"other\"\n{alone}\n[clusters.other]\ndata_directory = {nowhere}\n"
+    );
+    fs::write(&path, &both).expect("it can be written");
+    let lockstep = fixture.lockstep();
+    let made = lockstep.expect(exit::DONE, &["--cluster", "main", "clone", "create", "dev"]);
+    let printed = made.stdout.lines().find_map(|line| line.strip_prefix("when you are done: "));
+    let printed = printed.expect("it says how to destroy it");
+    assert_eq!(printed, "lockstep --cluster main clone destroy dev");
+    let again = lockstep.expect(exit::USAGE, &["--cluster", "main", "clone", "create", "dev"]);
+    assert_said(&again, &[printed]);
+    let unknown =
+        ["--cluster", "main", "prune", "--local", "--set", "20260101T000000Z-aaaa", "--dry-run"];
+    let unknown = lockstep.expect(exit::USAGE, &unknown);
+    assert_said(&unknown, &["hint: `lockstep --cluster main list`"]);
+    let typed: Vec<&str> = printed.split(' ').skip(1).collect();
+    lockstep.expect(exit::DONE, &typed);
+    // With one cluster the name would say nothing.
+    fs::write(&path, &alone).expect("it can be written");
+    let made = lockstep.expect(exit::DONE, &["clone", "create", "dev"]);
+    assert_said(&made, &["when you are done: lockstep clone destroy dev"]);
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    assert_nothing_remains(&fixture, &[], "at the end");
 }
 
 /// A folder for a tablespace, next to ts1's files on the same dataset.

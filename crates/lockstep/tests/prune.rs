@@ -4,6 +4,7 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
 
 use lockstep::set::manifest::Manifest;
 use rustix::process::Signal;
@@ -479,6 +480,29 @@ fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {
     let folder = images.to_str().expect("the harness' own paths are UTF-8");
     must(&mut command("zpool", ["import", "-d", folder, gone]));
     fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
+}
+
+/// A set that is named isn't given up on a pool that was there: one that is exported meanwhile comes back.
+#[test]
+fn a_named_set_whose_pool_goes_meanwhile_is_not_forgotten() {
+    let fixture = quiet("");
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    fixture.cluster.stop(Stop::Fast);
+    kill_at(&fixture, "prune.withdrawn", &["prune", "--local", "--set", &set.id]);
+    assert!(lockstep.sets().is_empty());
+    let (away, image) = (&fixture.pools[1].name, &fixture.pools[1].image);
+    let folder = image.parent().and_then(Path::to_str).expect("the harness' own paths are UTF-8");
+    patiently("zpool", &["export", away], || ()).expect("it is idle");
+    let next = ["prune", "--local", "--set", "20260101T000000Z-aaaa"];
+    let outcome = lockstep.expect(exit::USAGE, &next);
+    assert_said(&outcome, &["finishing the removal", &format!("pool \"{away}\" is away")]);
+    let checked = lockstep.run(&["check"]).stdout;
+    assert!(checked.contains(&format!("the removal of set {} was cut off", set.id)), "{checked}");
+    must(&mut command("zpool", ["import", "-d", folder, away]));
+    assert_eq!(fixture.pools[1].snapshots().len(), 2, "they came back with their pool");
+    lockstep.expect(exit::USAGE, &next);
+    assert_nothing_remains(&fixture, &[], "with both pools");
 }
 
 /// The only set, without a manifest: its snapshots are where the cluster is. Copies that `zfs send -p` made have

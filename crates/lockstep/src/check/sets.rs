@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use pgfiles::control_file::ControlFile;
 
 use super::{Finding, branches, failure, ok, warning, writable, wrong};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::names::SetId;
 use crate::postgres::instance;
@@ -56,17 +56,20 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
             .rev()
             .find_map(|set| elsewhere(set.set.as_str(), &cx.state.repositories_with(&set.set)));
         let hint = match in_repository {
-            Some(way) => format!("{way}; once the cluster runs, take another set: lockstep backup"),
-            None => "take one: lockstep backup".into(),
+            Some(way) => {
+                format!("{way}; once the cluster runs, take another set: {} backup", lockstep())
+            }
+            None => format!("take one: {} backup", lockstep()),
         };
         all.push(wrong("sets", what, hint));
         return Ok(all);
     }
     let Some(last) = newest else {
         let hint = match cx.cluster.repositories.first() {
-            None => "take one: lockstep backup".to_owned(),
+            None => format!("take one: {} backup", lockstep()),
             Some(name) => format!(
-                "take one: lockstep backup; those of a repository: lockstep list --from repository:{name}"
+                "take one: {0} backup; those of a repository: {0} list --from repository:{name}",
+                lockstep()
             ),
         };
         // This doesn't depend on max_age_hours: otherwise a monitor would never notice that backups never began, or
@@ -107,8 +110,9 @@ fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<
             cx.cluster.data_directory.display()
         );
         let hint = format!(
-            "is data_directory right? after pg_upgrade, or a dump and restore: formerly = [\"{of_set}\"] in [clusters.{}], and lockstep backup",
-            cx.name
+            "is data_directory right? after pg_upgrade, or a dump and restore: formerly = [\"{of_set}\"] in [clusters.{}], and {} backup",
+            cx.name,
+            lockstep()
         );
         wrong("sets", what, hint)
     })
@@ -147,8 +151,9 @@ fn renamed<'a>(
                 Some(what) => (
                     what,
                     format!(
-                        "then set {} is whole again; to be rid of the set: lockstep prune --local --set {}",
-                        set.set, set.set
+                        "then set {0} is whole again; to be rid of the set: {1} prune --local --set {0}",
+                        set.set,
+                        lockstep()
                     ),
                 ),
                 None => (
@@ -158,8 +163,9 @@ fn renamed<'a>(
                         removal::renaming(&volume.snapshot, now)
                     ),
                     format!(
-                        "the set restores once its dataset is \"{}\" again; `lockstep prune` removes the snapshot with the set",
-                        volume.dataset
+                        "the set restores once its dataset is \"{}\" again; `{} prune` removes the snapshot with the set",
+                        volume.dataset,
+                        lockstep()
                     ),
                 ),
             };
@@ -315,7 +321,7 @@ fn of_sets(
                 ),
                 None => {
                     let hint = opened.empty_hint();
-                    let hint = hint.unwrap_or_else(|| "ship one: lockstep ship".into());
+                    let hint = hint.unwrap_or_else(|| format!("ship one: {} ship", lockstep()));
                     wrong(subject, "no set is in it yet", hint)
                 }
             });
@@ -376,7 +382,10 @@ impl ThisHost<'_> {
             return Some(wrong(
                 subject,
                 format!("set {} was shipped to it, and isn't in it any more{newest}", noted.set),
-                "did its storage go back to an older state, or did somebody remove the set? lockstep repo check, then lockstep ship --missing",
+                format!(
+                    "did its storage go back to an older state, or did somebody remove the set? {0} repo check, then {0} ship --missing",
+                    lockstep()
+                ),
             ));
         }
         // A noted set that is gone was removed by another host's prune: it had arrived.
@@ -404,7 +413,10 @@ impl ThisHost<'_> {
             wrong(
                 subject,
                 format!("{what}: others ship to it, this host doesn't"),
-                "does `lockstep backup` say why? lockstep ship --missing makes up for it",
+                format!(
+                    "does `{0} backup` say why? {0} ship --missing makes up for it",
+                    lockstep()
+                ),
             )
         })
     }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
 use crate::adopt::{self, Adopted, Report, Request};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 
 #[derive(Debug, Args)]
@@ -84,8 +84,9 @@ fn as_text(report: &Report, dry_run: bool) {
     }
     for (set, owners) in &report.marked {
         say!(
-            "set {set} is here with the marks of state_dir {}: where that one is gone, `lockstep adopt {set}` makes it this host's",
-            joined(owners)
+            "set {set} is here with the marks of state_dir {}: where that one is gone, `{} adopt {set}` makes it this host's",
+            joined(owners),
+            lockstep()
         );
     }
     for (set, missing) in &report.elsewhere {

@@ -27,7 +27,8 @@ enum Command {
     Destroy {
         /// The clone's name
         name: String,
-        /// Also destroy a clone made by another state_dir, if that state_dir is gone for good
+        /// Also destroy a clone made by another state_dir, or with a pool that isn't imported, if that state_dir or
+        /// pool is gone for good
         #[arg(long)]
         lost: bool,
     },

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::output::{self, JSON_VERSION, say};
 use super::{Done, backup, ship};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::first_wal;
 use crate::plan::strategy::Strategy;
@@ -312,7 +312,7 @@ impl Show {
 /// Shows the configured repositories first, including those that don't have the set.
 fn show_repositories(configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
-        say!("  {name}: no; `lockstep ship` brings it there");
+        say!("  {name}: no; `{} ship` brings it there", lockstep());
     }
     for InRepository { repository, shipped_at, .. } in known {
         match shipped_at {

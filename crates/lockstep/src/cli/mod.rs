@@ -151,6 +151,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         return command.run(&config, &arguments.config, arguments.json);
     }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
+    cx.name_in_commands();
     let json = arguments.json;
     if json {
         progress::silence();

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::in_common::{self, Asked, Common};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::process::quote;
@@ -116,8 +116,9 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
 
 fn is_away(set: &Manifest, pool: &str) -> String {
     format!(
-        "pool \"{pool}\" isn't imported: zpool import {}; if it is gone for good: lockstep prune --local --set {}",
+        "pool \"{pool}\" isn't imported: zpool import {}; if it is gone for good: {} prune --local --set {}",
         quote(pool),
+        lockstep(),
         set.set
     )
 }
@@ -297,7 +298,7 @@ impl Facts {
                 format!("\"{name}\" is \"{now}\" now: {}", removal::renaming(name, now))
             }));
         }
-        let rid = format!("; to be rid of the set: lockstep prune --local --set {}", set.set);
+        let rid = format!("; to be rid of the set: {} prune --local --set {}", lockstep(), set.set);
         Some(match found {
             None => format!("\"{name}\" is gone{rid}"),
             Some(_) => format!("\"{name}\" is another snapshot{rid}"),
@@ -314,7 +315,8 @@ impl Facts {
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
                 return Some(format!(
-                    "\"{snapshot}\" belongs to another state_dir; if that one is gone, or no longer has the set: lockstep adopt {}",
+                    "\"{snapshot}\" belongs to another state_dir; if that one is gone, or no longer has the set: {} adopt {}",
+                    lockstep(),
                     set.set
                 ));
             }
@@ -401,7 +403,10 @@ impl Facts {
             set: id.to_string(),
             time: None,
             fate: if named.is_empty() {
-                Fate::Left(format!("{why}; to be rid of it: lockstep prune --local --set {id}"))
+                Fate::Left(format!(
+                    "{why}; to be rid of it: {} prune --local --set {id}",
+                    lockstep()
+                ))
             } else if named.iter().any(|named| named == id.as_str()) {
                 Fate::Remove
             } else {
@@ -449,7 +454,20 @@ impl Facts {
         if !repositories.is_empty() && self.replaceable.contains(id) {
             bookmarks::make(cx, set, repositories)?;
         }
-        removal::remove(cx, set, is_named)
+        let given_up = if is_named { self.given_up(set) } else { Vec::new() };
+        removal::remove(cx, set, given_up)
+    }
+
+    /// Returns the datasets whose snapshots stay if the set is removed all the same. A pool that was there when this
+    /// was found out and is exported meanwhile isn't given up.
+    fn given_up(&self, set: &Manifest) -> Vec<DatasetName> {
+        let is_given_up = |volume: &&SetVolume| {
+            let promoted = |(snapshot, standing): (&SnapshotName, &Standing)| {
+                removal::promoted(&volume.dataset, snapshot, standing).is_some()
+            };
+            self.is_away(volume) || self.found(volume).is_some_and(promoted)
+        };
+        set.volumes.iter().filter(is_given_up).map(|volume| volume.dataset.clone()).collect()
     }
 
     /// Its manifest doesn't say where its snapshots are. What was found when it was planned is removed.

@@ -25,7 +25,7 @@ use strata::repack::{RepackOptions, repack};
 
 use super::chains::{self, Link, Merge};
 use super::{Entry, Fate, Outcome, Place, Plan, Request, in_common, local, locks, resolve};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repository::header::StreamRules;
@@ -189,8 +189,8 @@ impl Choice<'_> {
             damaged.iter().map(|(set, _)| set).filter(|set| !is_named(set)).collect();
         if let Some(first) = left.first() {
             problems.push(format!(
-                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. `lockstep prune --repository {} --set {first}` gives one up",
-                left.len(), repository.name
+                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. `{} prune --repository {} --set {first}` gives one up",
+                left.len(), lockstep(), repository.name
             ));
         }
         entries.extend(damaged.into_iter().map(|(set, error)| Entry {
@@ -421,7 +421,7 @@ impl<R: Rules> Work<'_, R> {
         done.repacked_bytes = repacked.written;
         done.repack_left = repacked.left;
         done.problems.extend(repacked.damaged.iter().map(|(pack, error)| {
-            format!("pack {pack} is left as it is: {error}; `lockstep repo check --read-data` says what it harms")
+            format!("pack {pack} is left as it is: {error}; `{} repo check --read-data` says what it harms", lockstep())
         }));
         Ok(())
     }

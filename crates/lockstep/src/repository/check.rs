@@ -11,6 +11,7 @@ use strata::frame::Key;
 use strata::store::Store;
 
 use super::{Format, Repository, files, keys, locks, of_strata, wrap};
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::words::{bytes, counted};
 
@@ -170,11 +171,11 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     if problem.sets.is_empty() {
         return "no set needs it".to_owned();
     }
-    let set = &problem.set;
+    let (set, lockstep) = (&problem.set, lockstep());
     let manifest = format!("sets/{set}.json");
     if problem.error.object().is_some_and(|object| object.ends_with(&manifest)) {
         return format!(
-            "{MEANWHILE}. `lockstep prune --repository {name} --set {set}` takes the set out, and `lockstep ship --repository {name} {set}` stores it again while this host has it"
+            "{MEANWHILE}. `{lockstep} prune --repository {name} --set {set}` takes the set out, and `{lockstep} ship --repository {name} {set}` stores it again while this host has it"
         );
     }
     let oldest = here.iter().find(|set| problem.sets.contains(set));
@@ -184,17 +185,17 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     let given_up = match lost.is_empty() {
         true => String::new(),
         false => format!(
-            ". `lockstep prune --repository {name} {}` gives up what can't be repaired",
+            ". `{lockstep} prune --repository {name} {}` gives up what can't be repaired",
             lost.join(" ")
         ),
     };
     match oldest {
         // The oldest one: this also repairs what was stored on top of it.
         Some(set) => format!(
-            "{MEANWHILE}. `lockstep ship --full --repository {name} {set}` stores it again from this host's snapshots, including what later sets need of it{given_up}"
+            "{MEANWHILE}. `{lockstep} ship --full --repository {name} {set}` stores it again from this host's snapshots, including what later sets need of it{given_up}"
         ),
         None => format!(
-            "{MEANWHILE}. This host has none of them any more: `lockstep ship --full --repository {name}` stores the newest set in full{given_up}"
+            "{MEANWHILE}. This host has none of them any more: `{lockstep} ship --full --repository {name}` stores the newest set in full{given_up}"
         ),
     }
 }
@@ -245,7 +246,7 @@ fn of_sets(
             severity: Severity::Error,
             what,
             sets: vec![id.to_owned()],
-            hint: Some("don't restore this set from here; `lockstep ship --full` stores it again, if it is still on its host".to_owned()),
+            hint: Some(format!("don't restore this set from here; `{} ship --full` stores it again, if it is still on its host", lockstep())),
         });
     }
     Ok((findings, false))

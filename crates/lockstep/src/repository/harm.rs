@@ -16,7 +16,7 @@ use strata::manifest::DeltaId;
 
 use super::whole::{ImageDeltas, Wholeness};
 use super::{Repository, Shipped};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::files;
 
@@ -39,7 +39,8 @@ pub struct Harm {
 #[must_use]
 pub fn hint(repository: &str) -> String {
     format!(
-        "`lockstep repo check {repository}` says what is missing and how to repair it; until then don't rely on these sets"
+        "`{} repo check {repository}` says what is missing and how to repair it; until then don't rely on these sets",
+        lockstep()
     )
 }
 

@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 use pgfiles::lsn::SystemIdentifier;
 
 use super::{Repository, Shipped};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::postgres::instance;
 use crate::refusal::Refusal;
@@ -164,7 +164,8 @@ pub fn nobodys(cx: &Context, repository: &str) -> Error {
 #[must_use]
 pub fn hint(cluster: &str, found: SystemIdentifier) -> String {
     format!(
-        "another cluster is called \"{cluster}\" in this repository: give one of the two another name in its configuration, or another url; `lockstep prune --repository NAME --set ID` removes sets that are no longer wanted. If it is this cluster, from before pg_upgrade or a dump and restore: formerly = [\"{found}\"] in [clusters.{cluster}]"
+        "another cluster is called \"{cluster}\" in this repository: give one of the two another name in its configuration, or another url; `{} prune --repository NAME --set ID` removes sets that are no longer wanted. If it is this cluster, from before pg_upgrade or a dump and restore: formerly = [\"{found}\"] in [clusters.{cluster}]",
+        lockstep()
     )
 }
 

@@ -8,7 +8,7 @@ use strata::read_many;
 
 use super::raw::{Link, Segment};
 use super::{Repository, kin, newer_form, of_store, of_strata};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
 use crate::retention;
@@ -323,7 +323,8 @@ impl Repository {
         }
         found.ok_or_else(|| {
             let hint = self.empty_hint();
-            self.none("latest", hint.as_deref().unwrap_or("ship one with `lockstep backup`"))
+            let ship = || format!("ship one with `{} backup`", lockstep());
+            self.none("latest", &hint.unwrap_or_else(ship))
         })
     }
 
@@ -355,7 +356,7 @@ impl Repository {
             Meant::One(id) => self.read(&id),
             Meant::Nothing => {
                 let hint = if ids.is_empty() { self.empty_hint() } else { None };
-                let list = || format!("`lockstep list --from repository:{}`", self.name);
+                let list = || format!("`{} list --from repository:{}`", lockstep(), self.name);
                 Err(none(&hint.unwrap_or_else(list)))
             }
             Meant::Several(all) => Err(Error::usage(

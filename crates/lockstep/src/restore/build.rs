@@ -14,7 +14,7 @@ use super::{
     Request, Restored, What, control, gone_on, original, owners, parked, received, run_server,
     surplus, tree, unfinished,
 };
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -153,7 +153,7 @@ impl<'a> Build<'a> {
                 "what an unfinished {} left couldn't be removed yet",
                 self.id
             ))
-            .with_hint("`lockstep check` says what keeps it from being removed"));
+            .with_hint(format!("`{} check` says what keeps it from being removed", lockstep())));
         }
         self.make_places(owner)?;
         self.lock = Some(lock);

@@ -8,7 +8,7 @@
 
 use super::history_command;
 use super::timelines::{Ask, Left, Timelines, Way, unknown};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::postgres::target::{Recovery, Target};
 use crate::refusal::Refusal;
@@ -105,7 +105,7 @@ fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a
         (None, Target::End | Target::Immediate) => Ok(Some("latest")),
         (None, Target::Xid(_) | Target::Name(_)) => Err(Error::usage(
             format!("no manifest tells which set was taken before {}", recovery.target),
-            "name one that was taken before it: `lockstep list` shows them",
+            format!("name one that was taken before it: `{} list` shows them", lockstep()),
         )),
     }
 }
@@ -168,8 +168,10 @@ impl Choice<'_> {
             Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
             _ => String::new(),
         };
-        let mut hint = "`lockstep list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target"
-            .to_owned();
+        let mut hint = format!(
+            "`{} list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target",
+            lockstep()
+        );
         if let Some(left) = &self.left {
             hint.push_str(&format!("; {left}: give the timeline to follow with --target-timeline"));
         }

@@ -106,6 +106,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
     older::check(asked, &there)?;
+    older::no_files_for_a_dataset(placement, &there)?;
     Ok(there)
 }
 

@@ -78,7 +78,11 @@ impl Only {
         if !wanted.databases.is_empty() {
             let known = read_databases(repository, shipped)?;
             let oids = oids_of(&wanted.databases, &known, manifest)?;
-            rest.databases = left_out(&known, &oids);
+            let mut rows = left_out(&known, &oids);
+            let there = with_folder(repository, shipped, rows.iter().map(|row| row.oid).collect())?;
+            // pg_database has the rows of dropped databases until it is vacuumed.
+            rows.retain(|row| there.contains(&row.oid));
+            rest.databases = names_of(&rows);
             only.databases = Some(oids);
         }
         if !wanted.tablespaces.is_empty() {
@@ -325,12 +329,83 @@ fn oids_of(
     Ok(oids)
 }
 
-/// Returns the names of databases whose files become holes.
-fn left_out(known: &BTreeSet<DatabaseRow>, oids: &BTreeSet<u32>) -> Vec<String> {
-    let rest = known.iter().filter(|row| row.oid >= FIRST_NORMAL_OID && !oids.contains(&row.oid));
+/// Returns the rows of databases whose files become holes.
+fn left_out<'a>(known: &'a BTreeSet<DatabaseRow>, oids: &BTreeSet<u32>) -> Vec<&'a DatabaseRow> {
+    let is_left_out = |row: &&DatabaseRow| row.oid >= FIRST_NORMAL_OID && !oids.contains(&row.oid);
+    known.iter().filter(is_left_out).collect()
+}
+
+/// Returns their names, each once.
+fn names_of(rows: &[&DatabaseRow]) -> Vec<String> {
     let names: BTreeSet<_> =
-        rest.map(|row| String::from_utf8_lossy(&row.name).into_owned()).collect();
+        rows.iter().map(|row| String::from_utf8_lossy(&row.name).into_owned()).collect();
     names.into_iter().collect()
+}
+
+/// Returns those of these databases that have a folder in the set. It is in the database's own tablespace, which the
+/// catalog names at a place that depends on the version; so all are looked through until every database is found.
+fn with_folder(
+    repository: &Repository,
+    shipped: &Shipped,
+    mut wanted: BTreeSet<u32>,
+) -> Result<BTreeSet<u32>> {
+    let mut found = BTreeSet::new();
+    // The data directory's volume first: most are there.
+    let is_data = |part: &SetPart| part.kind == PartKind::Data;
+    let mut volumes: Vec<_> = shipped.manifest.volumes.iter().collect();
+    volumes.sort_by_key(|volume| !volume.parts.iter().any(is_data));
+    for volume in volumes {
+        let of_it = shipped.volumes.iter().find(|shipped| shipped.dataset == volume.dataset);
+        let Some(of_it) = of_it.filter(|_| !wanted.is_empty()) else { continue };
+        let mut peek = Peek::open(repository, &of_it.image, &of_it.delta)?;
+        for part in &volume.parts {
+            for oid in folders_of_databases(&mut peek, part)? {
+                if wanted.remove(&oid) {
+                    found.insert(oid);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the OIDs of the databases that have a folder in this part of a set.
+fn folders_of_databases(peek: &mut Peek, part: &SetPart) -> Result<Vec<u32>> {
+    let mut tablespaces = Vec::new();
+    let mut folders = Vec::new();
+    let Some(root) = peek.find(part.inside.iter().map(OsStrExt::as_bytes))? else {
+        return Ok(Vec::new());
+    };
+    match part.kind {
+        PartKind::Wal => {}
+        PartKind::Tablespace { .. } => tablespaces.push(root),
+        PartKind::Data => {
+            for (name, object) in children(peek, root)? {
+                match &name[..] {
+                    b"base" => folders.push(object),
+                    // Tablespaces of allow_in_place_tablespaces are folders there, all others links.
+                    b"pg_tblspc" => {
+                        tablespaces.extend(children(peek, object)?.into_iter().map(|(_, at)| at));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+    for tablespace in tablespaces {
+        let versions = children(peek, tablespace)?.into_iter();
+        folders.extend(versions.filter(|(name, _)| name.starts_with(b"PG_")).map(|(_, at)| at));
+    }
+    let mut oids = Vec::new();
+    for folder in folders {
+        oids.extend(children(peek, folder)?.iter().filter_map(|(name, _)| number(name)));
+    }
+    Ok(oids)
+}
+
+/// Returns the names in a folder; of anything else, none.
+fn children(peek: &mut Peek, folder: u64) -> Result<Vec<(Vec<u8>, u64)>> {
+    Ok(peek.node(folder)?.children.iter().map(|(name, object)| (name.to_vec(), object)).collect())
 }
 
 fn tablespaces_of(names: &[String], manifest: &Manifest) -> Result<BTreeSet<u32>> {
@@ -377,8 +452,9 @@ mod tests {
             row(16_391, "crm"),
             row(16_400, "audit"),
         ]);
-        assert_eq!(left_out(&known, &BTreeSet::from([1, 5, 16_384])), ["audit", "crm"]);
-        assert_eq!(left_out(&known, &BTreeSet::from([16_384, 16_390, 16_391, 16_400])), [""; 0]);
+        let left_out = |oids: &[u32]| names_of(&left_out(&known, &oids.iter().copied().collect()));
+        assert_eq!(left_out(&[1, 5, 16_384]), ["audit", "crm"]);
+        assert_eq!(left_out(&[16_384, 16_390, 16_391, 16_400]), [""; 0]);
     }
 
     #[test]

@@ -39,9 +39,21 @@ pub struct RemovalJournal {
     /// Their transaction groups, in the same order: a copy in the same pool has the same GUID.
     #[serde(default)]
     pub createtxgs: Vec<u64>,
-    /// The set is given up: what is on pools that aren't available isn't waited for.
-    #[serde(default)]
+    /// Those of its datasets whose snapshots are given up: their pool wasn't imported when the removal began, or a `zfs
+    /// promote` had moved them elsewhere.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub given_up: Vec<DatasetName>,
+    /// The same for all of its datasets, as an older Lockstep wrote it.
+    #[serde(default, skip_serializing)]
     pub gives_up: bool,
+}
+
+impl RemovalJournal {
+    /// Whether its snapshot of this dataset is given up: it isn't waited for, and stays where it is.
+    #[must_use]
+    pub fn gives_up(&self, dataset: &DatasetName) -> bool {
+        self.gives_up || self.given_up.contains(dataset)
+    }
 }
 
 /// Bookmarks that replace a removed set's snapshots.

@@ -42,12 +42,12 @@ pub enum Removal {
     Unfinished(String),
 }
 
-/// Removes a set. `gives_up`: what is on pools that aren't available, or what a `zfs promote` moved elsewhere, stays
-/// where it is, and is forgotten.
+/// Removes a set. `given_up`: the datasets whose snapshots stay where they are and are forgotten, because their pools
+/// aren't available, or a `zfs promote` moved them elsewhere.
 ///
 /// # Errors
 /// When it was interrupted before it began, or its files can't be changed.
-pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Removal> {
+pub fn remove(cx: &Context, manifest: &Manifest, given_up: Vec<DatasetName>) -> Result<Removal> {
     let entry = RemovalJournal {
         set: manifest.set.clone(),
         snapshots: manifest
@@ -56,7 +56,8 @@ pub fn remove(cx: &Context, manifest: &Manifest, gives_up: bool) -> Result<Remov
             .map(|volume| (volume.dataset.clone(), volume.guid))
             .collect(),
         createtxgs: manifest.volumes.iter().map(|volume| volume.createtxg).collect(),
-        gives_up,
+        given_up,
+        gives_up: false,
     };
     begin(cx, &entry)
 }
@@ -71,6 +72,7 @@ pub fn remove_unread(cx: &Context, set: &SetId, own: &[Marked]) -> Result<Remova
         set: set.clone(),
         snapshots: own.iter().map(of).collect(),
         createtxgs: own.iter().map(|one| one.facts.createtxg).collect(),
+        given_up: Vec::new(),
         gives_up: false,
     };
     begin(cx, &entry)
@@ -316,8 +318,8 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
     }
     // A pool that is merely exported may come back with its snapshot.
-    for SnapshotName { dataset, .. } in named.iter().filter(|_| !entry.gives_up) {
-        if !cx.zfs.exists(dataset.pool())? {
+    for (SnapshotName { dataset, .. }, (of, _)) in named.iter().zip(&entry.snapshots) {
+        if !entry.gives_up(of) && !cx.zfs.exists(dataset.pool())? {
             let why = format!("pool \"{}\" is away", dataset.pool());
             return Ok(Removal::Unfinished(why));
         }
@@ -351,10 +353,8 @@ fn look(
     let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();
     let is_whole = ours.len() == named.len();
     let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
-    if entry.gives_up {
-        // The dataset itself stands on it.
-        ours.retain(|at| promoted(*at).is_none());
-    }
+    // The dataset itself stands on it.
+    ours.retain(|at| !entry.gives_up(&entry.snapshots[*at].0) || promoted(*at).is_none());
     let stands = |at: usize| stands(&named[at], there.get(&named[at])?, own_holds);
     let mut in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
     if in_the_way.is_none() {

@@ -28,6 +28,7 @@ use std::path::{Path, PathBuf};
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
 use super::notes;
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -278,7 +279,7 @@ impl State {
         if let Some(error) = retention::newest_damaged(damaged, found, SetId::as_str, now) {
             return Err(error);
         }
-        newest.ok_or_else(|| self.none("latest", "take one with `lockstep backup`"))
+        newest.ok_or_else(|| self.none("latest", &format!("take one with `{} backup`", lockstep())))
     }
 
     fn none(&self, which: &str, hint: &str) -> Error {
@@ -306,7 +307,8 @@ impl State {
             return self.latest();
         }
         let (sets, damaged) = self.sets()?;
-        let none = || self.none(which, "`lockstep list` shows those that are there");
+        let none =
+            || self.none(which, &format!("`{} list` shows those that are there", lockstep()));
         let ids = sets.iter().map(|set| &set.set).chain(damaged.iter().map(|(id, _)| id));
         let id = match names::meant(which, ids.map(SetId::as_str)) {
             Meant::One(id) => id,

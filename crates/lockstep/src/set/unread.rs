@@ -8,7 +8,7 @@
 use std::collections::BTreeSet;
 
 use super::manifest::Manifest;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::names::SetId;
 use crate::process::quote;
@@ -18,10 +18,11 @@ use crate::volume::zfs::{Marked, SnapshotName};
 /// Returns what to do about a set whose manifest can't be read, in a repository or on this host.
 #[must_use]
 pub fn ways_out(set: &str, repository: Option<&str>) -> String {
+    let lockstep = lockstep();
     match repository {
-        Some(name) => format!("`lockstep prune --repository {name} --set {set}` gives it up"),
+        Some(name) => format!("`{lockstep} prune --repository {name} --set {set}` gives it up"),
         None => format!(
-            "`lockstep adopt {set}` writes its manifest again, from a repository that has the set; `lockstep prune --local --set {set}` gives it up"
+            "`{lockstep} adopt {set}` writes its manifest again, from a repository that has the set; `{lockstep} prune --local --set {set}` gives it up"
         ),
     }
 }
@@ -83,16 +84,16 @@ impl Unread {
     /// Returns what stays, or may stay, when the set is removed.
     #[must_use]
     pub fn problems(&self) -> Vec<String> {
-        let set = &self.set;
+        let (set, lockstep) = (&self.set, lockstep());
         let mut problems = Vec::new();
         if self.own.is_empty() && self.unclear.is_empty() {
             problems.push(format!(
-                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `lockstep check` names those that turn up"
+                "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `{lockstep} check` names those that turn up"
             ));
         }
         problems.extend(self.away.iter().map(|pool| {
             format!(
-                "pool \"{pool}\" isn't imported, and keeps what it has of set {set}: `zpool import {}` before the set is removed, or `lockstep check` afterwards names the snapshots",
+                "pool \"{pool}\" isn't imported, and keeps what it has of set {set}: `zpool import {}` before the set is removed, or `{lockstep} check` afterwards names the snapshots",
                 quote(pool)
             )
         }));

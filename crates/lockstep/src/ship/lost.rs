@@ -10,7 +10,7 @@
 //! looked for again under it. If it can't be taken, the set isn't noted, and the next shipment looks at it.
 
 use super::PATIENCE;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::lease::Held;
 use crate::repository::{Repository, Shipped, harm};
@@ -55,7 +55,7 @@ pub(super) fn there(cx: &Context, repository: &Repository, there: &Shipped) -> R
 fn not_whole(repository: &Repository, there: &Shipped, what: &str, why: &str) -> Error {
     let set = &there.manifest.set;
     Error::failed(format!("set {set} in repository \"{}\" {what}: {why}", repository.name))
-        .with_hint(format!("run `lockstep ship --full {set}` again: it repairs the set"))
+        .with_hint(format!("run `{} ship --full {set}` again: it repairs the set", lockstep()))
 }
 
 /// Returns why replacing the deltas of an existing set didn't finish: `error`, or that they aren't whole now.

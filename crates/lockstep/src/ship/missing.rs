@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::repository;
@@ -76,7 +76,8 @@ pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
 /// Says what is wrong with a set, with a hint for users who ship rather than restore.
 fn of_no_use(set: &SetId, error: &Error, asks: &str) -> Error {
     Error::failed(error.chain()).with_hint(format!(
-        "{asks}it can't be shipped as it is; to be rid of it: lockstep prune --local --set {set}"
+        "{asks}it can't be shipped as it is; to be rid of it: {} prune --local --set {set}",
+        lockstep()
     ))
 }
 

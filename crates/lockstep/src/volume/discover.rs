@@ -81,7 +81,7 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
     }
     add_properties(zfs, &mut layout)?;
     add_nested(&mounts, &mut layout);
-    add_foreign(&mut layout)?;
+    add_foreign(&mounts, &mut layout)?;
     Ok(layout)
 }
 
@@ -189,8 +189,8 @@ fn add_nested(mounts: &Mounts, layout: &mut Layout) {
     }
 }
 
-/// Names in a volume's root that don't lead to a part.
-fn add_foreign(layout: &mut Layout) -> Result<()> {
+/// Names in a volume's root that don't lead to a part. What is mounted there is in no snapshot of the volume.
+fn add_foreign(mounts: &Mounts, layout: &mut Layout) -> Result<()> {
     for index in 0..layout.volumes.len() {
         let inside: Vec<PathBuf> = layout.parts_on(index).map(|p| p.inside.clone()).collect();
         if inside.iter().any(|path| path.as_os_str().is_empty()) {
@@ -203,7 +203,8 @@ fn add_foreign(layout: &mut Layout) -> Result<()> {
             let entry = entry.map_err(Error::io("list", &volume.mountpoint))?;
             let name = entry.file_name();
             let leads = inside.iter().any(|path| path.starts_with(Path::new(&name)));
-            if !leads && name != ".zfs" && name != "lost+found" {
+            let is_mounted = || mounts.iter().any(|mount| mount.point == entry.path());
+            if !leads && !is_mounted() && name != ".zfs" && name != "lost+found" {
                 volume.foreign.push(name.to_string_lossy().into_owned());
             }
         }

@@ -19,6 +19,9 @@ fn one_database_comes_back_and_the_others_are_holes() {
         "CREATE DATABASE other TABLESPACE ts1",
         "CREATE DATABASE renamed",
         "ALTER DATABASE renamed RENAME TO \"by another name\"",
+        "CREATE DATABASE dropped",
+        "CHECKPOINT",
+        "DROP DATABASE dropped",
     ]);
     for (database, tablespace) in [("wanted", "ts1"), ("other", "ts2"), ("wanted", "ts2")] {
         let mut client = cluster.connect(database);
@@ -54,7 +57,7 @@ fn one_database_comes_back_and_the_others_are_holes() {
         let restored = prepared.lockstep.restore_and_start(&set.id, &to, &more);
         let server = restored.server();
         let rest = &restored.json["not_restored"];
-        // pg_database still has the row with the old name.
+        // pg_database still has the row with the old name, and that of the dropped one, which has no files.
         assert_eq!(rest["databases"], json!(["by another name", "other", "renamed"]), "{rest}");
         assert_eq!(server.value("wanted", "SELECT count(*) FROM in_ts1"), "20000");
         assert_eq!(server.value("wanted", "SELECT sum(n) FROM in_ts2"), "200010000");

@@ -159,19 +159,37 @@ fn a_mistyped_dataset_leaves_the_older_restore_whole() {
     assert_lives_on(&fixture);
 }
 
-/// Datasets over an older restore's files: if that fails, the files are unchanged.
+/// Datasets over an older restore's files, whole or cut off: they couldn't be mounted there, or would hide them.
 #[test]
-fn files_that_datasets_could_not_replace_are_given_back() {
+fn files_are_not_replaced_by_datasets() {
     let (fixture, lockstep, set) = live();
-    let to = fixture.target("r");
-    let data = lockstep.restore(&set.id, &to, &FILES[..4]).data;
     let parent = format!("{}/over", fixture.pools[0].name);
     let zfs = ["--from", "repository", "--as", "zfs", "--delta", "--dataset", &parent];
-    let failing = without_zfs(&fixture, &lockstep, "mount");
-    let outcome = failing.run(&restore_arguments(&set.id, &to, &zfs));
-    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
-    assert!(control(&data).exists(), "{}", outcome.describe());
-    assert!(!run(&mut command("zfs", ["list", &parent])).ok(), "{}", outcome.describe());
+    let to = fixture.target("cut off");
+    let hooks = Hooks::holding(&fixture, "restore.files-filled");
+    let hooked = lockstep.clone().with_steps(&hooks.steps);
+    let mut program = hooked.spawn(&restore_arguments(&set.id, &to, &FILES[..4]));
+    hooks.steps.wait_reached("restore.files-filled", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    // The next command puts it in order.
+    lockstep.expect(exit::DONE, &["backup", "--no-ship"]);
+    let whole = fixture.target("r");
+    let data = lockstep.restore(&set.id, &whole, &FILES[..4]).data;
+    for to in [&to, &whole] {
+        let before = walk(to);
+        for more in [&["--dry-run"][..], &[]] {
+            let more = [&zfs[..], more].concat();
+            let outcome = lockstep.run(&restore_arguments(&set.id, to, &more));
+            let words = [&format!("\"{parent}/"), "isn't empty", "--as files --delta"];
+            assert_refused(&outcome, &words);
+            let changed = differences(&before, &walk(to));
+            assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+            assert!(!run(&mut command("zfs", ["list", &parent])).ok(), "{}", outcome.describe());
+        }
+    }
+    let restored = lockstep.restore_and_start(&set.id, &to, &FILES);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("as the hint says");
     let server = server_by_hand(&fixture, &data);
     server.start();
     assert_eq!(server.value("postgres", "SELECT count(*) FROM pgbench_accounts"), "100000");

@@ -79,12 +79,12 @@ impl Layout {
         }
     }
 
-    fn dataset(mut self, pool: usize, name: &str, mount: &str) -> Layout {
+    pub fn dataset(mut self, pool: usize, name: &str, mount: &str) -> Layout {
         self.datasets.push(DatasetSpec { pool, name: name.to_owned(), mount: mount.to_owned() });
         self
     }
 
-    fn tablespace(mut self, name: &str, path: &str) -> Layout {
+    pub fn tablespace(mut self, name: &str, path: &str) -> Layout {
         self.tablespaces.push((name.to_owned(), path.to_owned()));
         self
     }

@@ -68,6 +68,27 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
 }
 
+/// Refuses files where a dataset would be made: depending on the ZFS it couldn't be mounted over them, or would hide
+/// them.
+pub(super) fn no_files_for_a_dataset(
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<()> {
+    for volume in &placement.volumes {
+        let Some(dataset) = volume.dataset.as_ref().filter(|name| !there.contains(name)) else {
+            continue;
+        };
+        if !is_empty(&volume.mountpoint)? {
+            return Err(Refusal::PlaceNotEmpty {
+                dataset: dataset.to_string(),
+                place: volume.mountpoint.clone(),
+            }
+            .into());
+        }
+    }
+    Ok(())
+}
+
 /// Tells which places belong to the older restore with everything in them, even files that users had put into the
 /// original.
 struct Own<'a> {
