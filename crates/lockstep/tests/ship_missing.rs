@@ -439,3 +439,26 @@ fn what_a_storage_lost_for_good_is_told_until_the_rest_is_shipped() {
     assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
     lockstep.backup("label");
 }
+
+/// The later state is found and put back: what was shipped to the older one in between is lost in turn.
+#[test]
+fn a_later_state_that_is_put_back_lacks_what_was_shipped_meanwhile() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    lockstep.backup("label");
+    let old = copied(&fixture, "old");
+    let second = lockstep.backup("label").id;
+    lockstep.backup("label");
+    let later = copied(&fixture, "later");
+    go_back(&fixture, &old);
+    let backup = ["--json", "backup", "--strategy", "label"];
+    let outcome = lockstep.expect(exit::PROBLEMS, &backup);
+    let said = json_of(&outcome);
+    assert_eq!(lost(&said).first(), Some(&second.as_str()), "{said}");
+    let meanwhile = Set::of(&said).id;
+    go_back(&fixture, &later);
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &backup));
+    assert_eq!(lost(&said), [meanwhile.as_str()], "{said}");
+    assert_told(&lockstep.json(&MISSING[1..]), &[(&meanwhile, None)]);
+    lockstep.backup("label");
+}

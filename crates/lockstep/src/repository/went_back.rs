@@ -180,6 +180,9 @@ fn compare(cx: &Context, repository: &Repository, before: &Note, there: u64) -> 
     if there < before.generation {
         now.generation = there;
         now.lost.extend(gone(cx, repository)?);
+    } else if !before.lost.is_empty() && newest_is_gone(cx, repository)? {
+        // The later state was put back, and what was shipped to the older one is gone in turn.
+        now.lost.extend(gone(cx, repository)?);
     }
     without_what_is_there(repository, now)
 }
@@ -215,6 +218,15 @@ fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     };
     gone.retain(|set| !there.contains(set) && !is_pruned(set));
     Ok(gone)
+}
+
+/// Checks whether the newest set that is noted as shipped there is gone, and all that are there are older.
+fn newest_is_gone(cx: &Context, repository: &Repository) -> Result<bool> {
+    let (name, id) = (&repository.name, &repository.id);
+    let here = cx.state.complete()?;
+    let is_noted = |set: &&SetId| notes::is_shipped(cx, set, name, Some(id));
+    let Some(noted) = here.iter().rev().find(is_noted) else { return Ok(false) };
+    Ok(repository.ids()?.last().is_none_or(|newest| newest.as_str() < noted.as_str()))
 }
 
 /// Writes the note, and removes what says that the lost sets are there. A failure is reported; what the command does
