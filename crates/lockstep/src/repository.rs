@@ -31,6 +31,7 @@ pub mod shipped;
 pub mod stores;
 pub mod tree;
 pub mod unfold;
+pub mod went_back;
 pub mod whole;
 pub mod wrap;
 

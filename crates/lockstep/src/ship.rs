@@ -32,6 +32,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::repository::harm::Harm;
 use crate::repository::lease::Held;
+use crate::repository::went_back::{self, WentBack};
 use crate::repository::{self, Repository, Shipped, harm, known};
 use crate::set::at_work::{self, AtWork};
 use crate::set::branches::{Apart, LeftBehind};
@@ -40,7 +41,7 @@ use crate::set::notes;
 use crate::set::unread;
 use crate::steps;
 
-pub use missing::{Missing, missing};
+pub use missing::{Missing, lost_for_good, missing};
 
 use shipping::Shipping;
 
@@ -85,13 +86,14 @@ impl Outcome {
     }
 
     /// Checks that the set is there and on the timeline its cluster lives on, that every page is right, also in the
-    /// sets it may be based on, and that all other sets are whole there.
+    /// sets it may be based on, and that all other sets are whole there and none was lost.
     #[must_use]
     pub fn is_well(&self) -> bool {
         let is_well = |shipped: &Shipped| shipped.bad_pages() == 0;
         self.beside.left.is_none()
             && self.beside.apart.is_none()
             && self.beside.harmed.is_empty()
+            && self.beside.went_back.is_none()
             && self.result.as_ref().is_ok_and(is_well)
             && self.beside.finished_first.as_ref().is_none_or(is_well)
     }
@@ -112,6 +114,8 @@ pub struct Beside {
     pub apart: Option<Apart>,
     /// Sets of the repository that aren't whole there.
     pub harmed: Vec<Harm>,
+    /// Set if the repository's storage went back to an older state, and sets are gone.
+    pub went_back: Option<WentBack>,
 }
 
 impl Beside {
@@ -122,6 +126,16 @@ impl Beside {
             Ok(harmed) => self.harmed = harmed,
             Err(error) => {
                 tracing::warn!(repository = %repository.name, error = %error.chain(), "can't tell whether all sets are whole there");
+            }
+        }
+    }
+
+    /// Checks whether sets are gone because the repository's storage went back.
+    fn look_back(&mut self, cx: &Context, repository: &Repository) {
+        match went_back::lost(cx, repository) {
+            Ok(found) => self.went_back = found,
+            Err(error) => {
+                tracing::warn!(repository = %repository.name, error = %error.chain(), "can't tell whether sets that were lost are there again");
             }
         }
     }
@@ -186,6 +200,7 @@ fn ship(
         && extent == Extent::Increment
     {
         (beside.was_there, beside.is_of_the_set) = (true, true);
+        beside.went_back = went_back::look(cx, &repository)?;
         let whole = lost::there(cx, &repository, there);
         beside.look_for_harm(cx, &repository, whole.is_err());
         whole?;
@@ -199,6 +214,7 @@ fn ship(
     missing::assert_whole(cx, manifest)?;
     beside.is_of_the_set = false;
     let held = Held::take(cx, &repository, PATIENCE)?;
+    beside.look_back(cx, &repository);
     steps::reached("ship.leased")?;
     // While this host waited for the lease, its holder may have removed the set.
     let there = repository.read_if_there(manifest.set.as_str())?;
@@ -233,6 +249,8 @@ fn ship(
     }?;
     beside.look(cx, &repository, &shipped);
     beside.look_for_harm(cx, &repository, doubt.get());
+    // One of the sets that were lost may be the one that was shipped.
+    beside.look_back(cx, &repository);
     Ok((shipped, false))
 }
 
@@ -242,7 +260,12 @@ fn ship(
 /// # Errors
 /// When these files can't be listed or removed.
 pub(crate) fn forget_former(cx: &Context) -> Result<()> {
-    let known = [("seen", ".json"), (known::FOLDER, ".json"), (harm::FOLDER, "")];
+    let known = [
+        ("seen", ".json"),
+        (known::FOLDER, ".json"),
+        (harm::FOLDER, ""),
+        (went_back::FOLDER, ".json"),
+    ];
     for (folder, end) in [("tags", ""), ("deltas", "")].into_iter().chain(known) {
         let folder = cx.state.path(folder);
         let entries = match std::fs::read_dir(&folder) {

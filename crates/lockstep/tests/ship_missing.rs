@@ -323,3 +323,142 @@ fn a_repository_has_what_it_had_under_another_name() {
     assert!(!note(&sets[2], NAME).exists() && note(&newest, "disk").exists());
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
 }
+
+/// Puts a copy of a repository's folder in its place.
+fn go_back(fixture: &Fixture, copy: &std::path::Path) {
+    fs::remove_dir_all(folder(fixture)).expect("it can be removed");
+    fs::rename(copy, folder(fixture)).expect("it can be moved");
+}
+
+/// A copy of a repository's folder as it is now.
+fn copied(fixture: &Fixture, name: &str) -> std::path::PathBuf {
+    let copy = fixture.root().join(name);
+    let paths = [&folder(fixture), &copy].map(|path| path.to_str().expect("UTF-8").to_owned());
+    must(&mut command("cp", ["-a", paths[0].as_str(), &paths[1]]));
+    copy
+}
+
+/// The sets that a backup or a shipment says its repository lost.
+fn lost(said: &Value) -> Vec<&str> {
+    let all = said["repositories"][0]["went_back"]["lost"].as_array();
+    all.into_iter().flatten().filter_map(Value::as_str).collect()
+}
+
+/// What is left is whole, and the next increment starts from it; but what came after it is named until it is back.
+#[test]
+fn what_a_storage_lost_when_it_went_back_is_told_until_it_is_there_again() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let backup = |code: i32, rows: u32| {
+        fixture.cluster.execute(&[
+            "CREATE TABLE IF NOT EXISTS counted (n int)",
+            "TRUNCATE counted",
+            &format!("INSERT INTO counted SELECT generate_series(1, {rows})"),
+            "CHECKPOINT",
+        ]);
+        let outcome = lockstep.expect(code, &["--json", "backup", "--strategy", "label"]);
+        let said = json_of(&outcome);
+        (Set::of(&said).id, said, outcome)
+    };
+    let (first, ..) = backup(exit::DONE, 10);
+    let old = copied(&fixture, "old");
+    let (second, ..) = backup(exit::DONE, 20);
+    let (third, ..) = backup(exit::DONE, 30);
+    go_back(&fixture, &old);
+
+    let (fourth, said, outcome) = backup(exit::PROBLEMS, 40);
+    assert_eq!(lost(&said), [second.as_str(), &third], "{said}");
+    assert_eq!(said["repositories"][0]["complete"], true, "{said}");
+    let words = "its storage went back to an older state";
+    assert!(outcome.stderr.contains(words), "{}", outcome.describe());
+    let in_repositories = || -> Vec<usize> {
+        let listed = lockstep.json(&["list"]);
+        let sets = listed["sets"].as_array().expect("a list").iter();
+        sets.map(|set| set["in_repositories"].as_array().map_or(0, Vec::len)).collect()
+    };
+    assert_eq!(in_repositories(), [1, 0, 0, 1]);
+    // The shipments that follow don't make it forgotten.
+    let (fifth, said, _) = backup(exit::PROBLEMS, 50);
+    assert_eq!(lost(&said), [second.as_str(), &third], "{said}");
+    let again = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "ship", &fifth]));
+    assert_eq!(lost(&again), [second.as_str(), &third], "{again}");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains(words), "{}", checked.describe());
+
+    let missing = lockstep.expect(exit::DONE, &MISSING);
+    assert_told(&json_of(&missing), &[(&second, None), (&third, None)]);
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains(words), "{}", checked.describe());
+    assert_eq!(in_repositories(), [1; 5]);
+    for (set, rows) in
+        [(&first, "10"), (&second, "20"), (&third, "30"), (&fourth, "40"), (&fifth, "50")]
+    {
+        let to = fixture.target(set);
+        let more = ["--from", "repository", "--as", "files"];
+        let restored = lockstep.restore_and_start(set, &to, &more);
+        let found = restored.server().value("postgres", "SELECT count(*) FROM counted");
+        assert_eq!(found, rows, "{set}");
+        restored.server().stop(Stop::Fast);
+        fs::remove_dir_all(&to).expect("it can be removed");
+    }
+
+    // A process that is killed before it notes what it published makes nothing look lost.
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.published");
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&["backup"]);
+    steps.wait_reached("ship.published", &mut program);
+    program.signal(Signal::KILL);
+    program.wait(LIMIT);
+    let (_, said, _) = backup(exit::DONE, 60);
+    assert_eq!(lost(&said), [""; 0], "{said}");
+}
+
+/// Sets that only the repository had can't come back: that is said until somebody ships what can. It is found under
+/// another name too, and by `check`.
+#[test]
+fn what_a_storage_lost_for_good_is_told_until_the_rest_is_shipped() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    lockstep.backup("label");
+    let old = copied(&fixture, "old");
+    let [second, third] = [(); 2].map(|()| lockstep.backup("label").id);
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &second]);
+
+    let url = format!("file://{}", old.display());
+    let table = format!("url = {}", toml_string(std::path::Path::new(&url)));
+    let lockstep = configured(&fixture, &[("disk", table)], "");
+    let words = "its storage went back to an older state: 2 sets";
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains(words), "{}", checked.describe());
+    assert!(checked.stdout.contains("brings back the 1 of 2"), "{}", checked.describe());
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &MISSING));
+    assert_told(&said, &[(&third, None)]);
+    assert_eq!(said["went_back"][0]["lost"], serde_json::json!([second]), "{said}");
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
+    lockstep.backup("label");
+}
+
+/// The later state is found and put back: what was shipped to the older one in between is lost in turn.
+#[test]
+fn a_later_state_that_is_put_back_lacks_what_was_shipped_meanwhile() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    lockstep.backup("label");
+    let old = copied(&fixture, "old");
+    let second = lockstep.backup("label").id;
+    lockstep.backup("label");
+    let later = copied(&fixture, "later");
+    go_back(&fixture, &old);
+    let backup = ["--json", "backup", "--strategy", "label"];
+    let outcome = lockstep.expect(exit::PROBLEMS, &backup);
+    let said = json_of(&outcome);
+    assert_eq!(lost(&said).first(), Some(&second.as_str()), "{said}");
+    let meanwhile = Set::of(&said).id;
+    go_back(&fixture, &later);
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &backup));
+    assert_eq!(lost(&said), [meanwhile.as_str()], "{said}");
+    assert_told(&lockstep.json(&MISSING[1..]), &[(&meanwhile, None)]);
+    lockstep.backup("label");
+}

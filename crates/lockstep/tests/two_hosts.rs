@@ -89,10 +89,42 @@ fn two_prunes_are_never_at_once_and_a_backup_waits_for_one() {
     assert_eq!(json_of(&pruned)["places"][0]["removed"], json!(sets[..2]));
     let backup = backup.wait(Duration::from_secs(120));
     assert!(backup.ok(), "{}", backup.describe());
+    assert_said(&backup, &["in repository \"offsite\" is in use by", "waiting up to 600 seconds"]);
     let backup = json_of(&backup);
     assert_eq!(backup["repositories"][0]["complete"], true, "{backup}");
     let newest = backup["set"].as_str().expect("an id");
     proves(&hosts, &[&sets[2], newest]);
+}
+
+/// Sets that another host removes, even the newest, aren't a storage that went back to an older state.
+#[test]
+fn what_another_host_prunes_is_not_called_lost() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, .. } = &hosts;
+    let mut sets = Vec::new();
+    for _ in 0..3 {
+        sets.push(first.backup("label").id);
+        pause();
+    }
+    let backup = || {
+        let outcome = first.expect(exit::DONE, &["--json", "backup"]);
+        assert_eq!(json_of(&outcome)["repositories"][0]["went_back"], json!(null));
+        pause();
+    };
+    second.expect(exit::DONE, &[&PRUNE[..], &["--set", &sets[2]]].concat());
+    backup();
+    second.expect(exit::DONE, &PRUNE);
+    backup();
+    // This host's own prune, of what it has and of what only the repository has.
+    first.expect(exit::DONE, &["prune", "--local", "--set", &sets[0]]);
+    first.expect(exit::DONE, &PRUNE);
+    backup();
+    // Nor are leases that somebody removed by hand.
+    let leases = folder(fixture).join("clusters/main/leases");
+    fs::remove_dir_all(leases).expect("they can be removed");
+    let checked = first.run(&["check"]);
+    assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
+    backup();
 }
 
 /// The other host wants to prune when a backup is almost complete: it is let in when the set is.

@@ -89,6 +89,11 @@ impl Lease {
         Ok(held.map(|Body { owner, generation, expires, .. }| Seen { owner, generation, expires }))
     }
 
+    /// Returns the highest generation there is, whoever wrote it; 0 if the lease was never taken.
+    pub fn latest(repository: &Repository, what: &str) -> Result<u64> {
+        Ok(generations(repository, what)?.into_iter().max().unwrap_or(0))
+    }
+
     /// Takes over a lease before it expires. For callers that know, by other means than the clock, that the holder in
     /// `seen` is gone. If anybody has renewed or taken the lease since, it stays theirs.
     pub fn take_over(
@@ -159,6 +164,11 @@ impl Lease {
     /// Gives it back.
     pub fn release(mut self, now: u64) -> Result<()> {
         self.go_on(now, true)
+    }
+
+    /// Returns its generation. Giving it back writes at least one more.
+    pub fn generation(&self) -> u64 {
+        self.body.generation
     }
 
     /// Returns when it expires, in Unix time.

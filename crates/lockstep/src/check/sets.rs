@@ -12,7 +12,7 @@ use crate::postgres::instance;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, went_back};
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -217,7 +217,7 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
     Some(Old { what, hint, is_set })
 }
 
-/// Checks that a repository can be reached and is the known one, how old its newest set is and whether it is whole,
+/// Checks that a repository can be reached, is the known one and hasn't gone back to an older state, how old its newest set is and whether it is whole,
 /// whether a repository in a folder can be written to, and whether its store's locks are extended. `repo check` looks
 /// at the rest.
 pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
@@ -231,6 +231,12 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         .filter(|known| known.id != opened.id)
         .map(|known| failure(&subject, &known.is_away(name, Some(opened.id.clone()))));
     let now = jiff::Timestamp::now();
+    // Before anything else: what was seen there the last time shows what is gone.
+    let lost = match went_back::look(cx, &opened) {
+        Ok(None) => None,
+        Ok(Some(lost)) => Some(wrong(&subject, lost.in_words(), lost.hint(name))),
+        Err(error) => Some(failure(&subject, &error)),
+    };
     let sets = match of_sets(cx, &opened, &subject, now) {
         Ok(found) => found,
         Err(error) => vec![failure(&subject, &error)],
@@ -246,7 +252,7 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
-    another.into_iter().chain(sets).chain(locks).chain(lease).chain(writable).collect()
+    another.into_iter().chain(lost).chain(sets).chain(locks).chain(lease).chain(writable).collect()
 }
 
 /// Checks that everything that the newest set needs is there; if it isn't or wasn't the last time, checks all sets.

@@ -307,6 +307,7 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     for (at, set) in two.iter_mut().enumerate().skip(1) {
         set.postgres.standby = false;
         set.postgres.timeline = TimelineId::new(2).unwrap();
+        set.owner = format!("host {at}");
         set.start_lsn = Some(Lsn::new(5 << 24));
         (set.started_at, set.finished_at) = [0, 60]
             .map(|more| jiff::Timestamp::from_second(at as i64 * 3600 + more).unwrap())

@@ -8,6 +8,7 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
+use crate::repository::went_back::WentBack;
 use crate::repository::{Shipped, ShippedVolume, harm};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Extent, Outcome};
@@ -21,7 +22,8 @@ pub(super) struct Ship {
     /// Ship to this repository only; without this, to all of the cluster's. May be given several times
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Ship every set that never was in the repository, oldest first; for when a repository was unreachable for a while
+    /// Ship every set that never was in the repository or that its storage lost, oldest first; for when a repository was
+    /// unreachable for a while, or went back to an older state
     #[arg(long, conflicts_with_all = ["set", "full"])]
     missing: bool,
     /// Store all content of the set's volumes as the beginning of new chains, even if the set is there already; for use
@@ -70,7 +72,8 @@ impl Ship {
 /// interruption came.
 fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     crate::restore::unfinished::remove(cx)?;
-    let mut told = Told { json, sets: Vec::new(), failed: Vec::new(), done: Done::Well };
+    let mut told =
+        Told { json, sets: Vec::new(), failed: Vec::new(), lost: Vec::new(), done: Done::Well };
     let mut interrupted = None;
     for name in names {
         match told.ship_to(cx, name) {
@@ -90,9 +93,13 @@ fn ship_missing(cx: &Context, names: &[String], json: bool) -> Result<Done> {
     }
     if json {
         let partial = interrupted.is_some();
-        output::print_json(&json!({
+        let mut value = json!({
             "version": JSON_VERSION, "sets": told.sets, "failed": told.failed, "partial": partial,
-        }))?;
+        });
+        if !told.lost.is_empty() {
+            value["went_back"] = told.lost.into();
+        }
+        output::print_json(&value)?;
     }
     interrupted.map_or(Ok(told.done), Err)
 }
@@ -103,6 +110,8 @@ struct Told {
     sets: Vec<Value>,
     /// Repositories that couldn't be asked which sets they lack.
     failed: Vec<Value>,
+    /// What repositories lost that isn't there again.
+    lost: Vec<Value>,
     done: Done,
 }
 
@@ -115,14 +124,21 @@ impl Told {
             say!("repository {name}: each of this host's sets is there, or was and is pruned");
         }
         for (set, manifest) in sets {
-            let outcomes = match manifest {
+            let mut outcomes = match manifest {
                 Ok(manifest) => ship::run(cx, &manifest, &[name.to_owned()], Extent::Increment)?,
                 Err(error) => vec![Outcome::damaged(name, error)],
             };
+            // What was lost is reported once, after everything was shipped.
+            outcomes.iter_mut().for_each(|one| one.beside.went_back = None);
             self.tell(&set, &outcomes);
             if outcomes.iter().any(|one| one.result.is_err() && !one.beside.is_of_the_set) {
-                break;
+                return Ok(());
             }
+        }
+        if let Some(lost) = ship::lost_for_good(cx, name)? {
+            tell_lost(name, &lost);
+            self.lost.push(json!({"repository": name, "lost": lost.lost, "here": lost.here}));
+            self.done = Done::WithProblems;
         }
         Ok(())
     }
@@ -146,7 +162,7 @@ fn of_set(set: &SetId, outcomes: &[Outcome]) -> Value {
 }
 
 /// Exit code 3 where a repository failed, a page is wrong, the set's timeline was left, two clusters continue along
-/// its timeline, or sets aren't whole there.
+/// its timeline, or sets aren't whole there or were lost.
 pub(super) fn done(outcomes: &[Outcome]) -> Done {
     if outcomes.iter().all(Outcome::is_well) { Done::Well } else { Done::WithProblems }
 }
@@ -168,6 +184,9 @@ pub(super) fn as_json(outcomes: &[Outcome]) -> Value {
         put_branch(&mut value, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
         if !outcome.beside.harmed.is_empty() {
             value["not_whole"] = json!(outcome.beside.harmed);
+        }
+        if let Some(lost) = &outcome.beside.went_back {
+            value["went_back"] = json!(lost);
         }
         if let Some(first) = &outcome.beside.finished_first {
             value["finished_first"] = json!({
@@ -239,6 +258,9 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
             eprintln!("error: {place}{what}");
             eprintln!("hint: {}", harm::hint(&outcome.repository));
         }
+        if let Some(lost) = &outcome.beside.went_back {
+            tell_lost(&outcome.repository, lost);
+        }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
             match outcome.beside.was_there {
@@ -252,6 +274,12 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
             }
         }
     }
+}
+
+/// Prints as text which sets a repository lost.
+fn tell_lost(repository: &str, lost: &WentBack) {
+    eprintln!("error: repository {repository}: {}", lost.in_words());
+    eprintln!("hint: {}", lost.hint(repository));
 }
 
 /// How a volume that is stored raw, so that nobody can look into it, is stored.

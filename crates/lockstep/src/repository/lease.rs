@@ -26,7 +26,7 @@ use strata::lease::{Lease, Seen};
 use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::{Repository, of_strata, reserve};
+use crate::repository::{Repository, of_strata, reserve, went_back};
 use crate::steps;
 
 /// What the lease is for.
@@ -60,15 +60,23 @@ pub struct Held {
     /// When the store was last asked whose lease it is.
     confirmed: Mutex<Instant>,
     thread: Option<JoinHandle<()>>,
+    /// Where its generation is noted once it was given back.
+    noted: Option<went_back::Place>,
 }
 
 impl Held {
     /// The same for a caller that deletes what nothing needs, without waiting. If there is no room for the lease, the
-    /// room kept back for it is used.
+    /// room kept back for it is used. It warns if the storage went back to an older state.
     ///
     /// # Errors
     /// Those of [`Self::take`].
     pub fn take_to_delete(cx: &Context, repository: &Repository) -> Result<Self> {
+        let held = Self::take_or_make_room(cx, repository)?;
+        went_back::warn(cx, repository);
+        Ok(held)
+    }
+
+    fn take_or_make_room(cx: &Context, repository: &Repository) -> Result<Self> {
         let full = match Self::take(cx, repository, Duration::ZERO) {
             Err(full) if full.lacks_room() => full,
             taken => return taken,
@@ -104,10 +112,17 @@ impl Held {
             Ok(Place::Folder(_)) => Duration::ZERO,
             _ => Duration::from_secs(repository.config.timeout_seconds.into()),
         };
-        let waits = Waits { patience, call, unchanged: Duration::from_secs(SECONDS) };
+        let place = place(cx, repository);
+        let unchanged = Duration::from_secs(SECONDS);
+        let waits = Waits { patience, call, unchanged, place: &place };
         match waits.take(&repository.strata, &owner)? {
-            Ok(lease) => Ok(Self::keep(lease, owner)),
-            Err(seen) => Err(locked(cx, repository, &seen, &owner)),
+            Ok(lease) => {
+                let generation = lease.generation();
+                let mut held = Self::keep(lease, owner);
+                held.noted = Some(went_back::taken(cx, repository, generation)?);
+                Ok(held)
+            }
+            Err(seen) => Err(locked(place, &seen, &owner)),
         }
     }
 
@@ -153,7 +168,7 @@ impl Held {
             }
         });
         let lease = Some(lease);
-        Self { stop, lost, owner, expires, lease, confirmed, thread: Some(thread) }
+        Self { stop, lost, owner, expires, lease, confirmed, thread: Some(thread), noted: None }
     }
 
     /// Checks that the lease is still held, as far as this host knows. It makes no call to the store, so call it
@@ -236,7 +251,9 @@ impl Held {
 }
 
 /// How long to wait for what.
-struct Waits {
+struct Waits<'a> {
+    /// What the lease is for, in words.
+    place: &'a str,
     /// For a lease that somebody holds.
     patience: Duration,
     /// For calls that a dead process of this host may have sent.
@@ -245,13 +262,14 @@ struct Waits {
     unchanged: Duration,
 }
 
-impl Waits {
+impl Waits<'_> {
     /// Takes the lease, or says who holds it.
     fn take(&self, strata: &strata::Repository, owner: &str) -> Result<Result<Lease, Seen>> {
         let since = Instant::now();
         let mut watched: Option<(u64, Instant)> = None;
         // Whether the lease was seen to be renewed or taken by another: then somebody is alive.
         let mut goes_on = false;
+        let mut is_told = false;
         loop {
             match Lease::acquire(strata, WRITE, owner, SECONDS, now()) {
                 Ok(lease) => return Ok(Ok(lease)),
@@ -291,6 +309,14 @@ impl Waits {
                 },
                 None if since.elapsed() >= self.patience => return Ok(Err(seen)),
                 None => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(
+                            "{} is in use by {}: waiting up to {} seconds for it",
+                            self.place,
+                            holder(&seen, owner),
+                            self.patience.as_secs()
+                        );
+                    }
                     std::thread::sleep(PAUSE);
                     steps::reached("lease.waiting")?;
                 }
@@ -330,6 +356,14 @@ pub(crate) fn doubtful(repository: &Repository) -> Result<Option<String>> {
     Ok(seen.filter(is_too_late).map(|seen| too_late(&seen)))
 }
 
+/// Returns the highest generation there.
+///
+/// # Errors
+/// When the store fails.
+pub(super) fn latest(repository: &Repository) -> Result<u64> {
+    Lease::latest(&repository.strata, WRITE).map_err(of_strata)
+}
+
 fn lost_to(owner: &str, own: &str) -> String {
     match owner == own {
         true => format!("was lost to \"{owner}\", which is this host's own name"),
@@ -359,10 +393,14 @@ impl Drop for Held {
         let _ = thread.join();
         let Some(lease) = self.lease.take().and_then(Arc::into_inner) else { return };
         let lease = lease.into_inner().unwrap_or_else(PoisonError::into_inner);
-        if self.lost.get().is_none()
-            && let Err(error) = lease.release(now())
-        {
-            tracing::warn!(%error, "the lease expires by itself");
+        if self.lost.get().is_some() {
+            return;
+        }
+        let generation = lease.generation();
+        match (lease.release(now()), &self.noted) {
+            (Ok(()), Some(noted)) => noted.given_back(generation + 1),
+            (Ok(()), None) => {}
+            (Err(error), _) => tracing::warn!(%error, "the lease expires by itself"),
         }
     }
 }
@@ -394,7 +432,13 @@ fn until(expires: u64) -> String {
     at.map_or(String::new(), |at| format!(" until {at}"))
 }
 
-fn locked(cx: &Context, repository: &Repository, seen: &Seen, own: &str) -> Error {
+/// What the lease is for, in words.
+fn place(cx: &Context, repository: &Repository) -> String {
+    format!("cluster \"{}\" in repository \"{}\"", cx.name, repository.name)
+}
+
+/// Says who holds it until when.
+fn holder(seen: &Seen, own: &str) -> String {
     let until = match until(seen.expires) {
         none if none.is_empty() => none,
         until => format!("{until}, unless its holder renews it"),
@@ -403,11 +447,11 @@ fn locked(cx: &Context, repository: &Repository, seen: &Seen, own: &str) -> Erro
         true => format!("{own}, this host's own name: {COPIED};"),
         false => seen.owner.clone(),
     };
-    Error::Locked {
-        what: format!("cluster \"{}\" in repository \"{}\"", cx.name, repository.name),
-        holder: format!("{owner}{until}"),
-        is_lease: true,
-    }
+    format!("{owner}{until}")
+}
+
+fn locked(what: String, seen: &Seen, own: &str) -> Error {
+    Error::Locked { what, holder: holder(seen, own), is_lease: true }
 }
 
 fn now() -> u64 {
@@ -467,8 +511,12 @@ mod tests {
     }
 
     const SHORT: Duration = Duration::from_millis(600);
-    const SOON: Waits =
-        Waits { patience: Duration::ZERO, call: Duration::ZERO, unchanged: Duration::ZERO };
+    const SOON: Waits<'static> = Waits {
+        place: "it",
+        patience: Duration::ZERO,
+        call: Duration::ZERO,
+        unchanged: Duration::ZERO,
+    };
 
     fn repository(scratch: &tempfile::TempDir) -> strata::Repository {
         let store = Store::new(ObjectStorage::folder(&scratch.path().join("r")).unwrap());

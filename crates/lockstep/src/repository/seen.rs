@@ -4,7 +4,7 @@
 //! sets it has. Only all manifests together tell, and there may be ten thousand. But a set's manifest doesn't change
 //! as long as the set exists. So each is read once, and what it says about its timeline is written down on this host.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,26 @@ pub(super) fn known(path: &Path) -> Option<Known> {
 pub(super) fn has(path: &Path, which: Option<&str>) -> bool {
     let begin = which.filter(|which| *which != "latest").unwrap_or_default();
     read(path).is_some_and(|seen| seen.sets.keys().any(|set| set.starts_with(begin)))
+}
+
+/// Returns the sets that were in the repository the last time that all of them were looked at, under its name, or else
+/// under one that the cluster no longer uses.
+pub(super) fn ids(cx: &Context, repository: &Repository) -> BTreeSet<String> {
+    let is_of = |seen: &Seen| seen.repository == repository.id;
+    let own = read(&path(cx, &repository.name)).filter(is_of);
+    let seen =
+        own.or_else(|| of_former_names(cx, FOLDER).iter().filter_map(|it| read(it)).find(is_of));
+    seen.map(|seen| seen.sets.into_keys().collect()).unwrap_or_default()
+}
+
+/// Returns the notes in this folder about repositories under names that the cluster no longer uses.
+pub(super) fn of_former_names(cx: &Context, folder: &str) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(cx.state.path(folder)).into_iter().flatten().flatten();
+    let is_former = |path: &PathBuf| {
+        let mut in_use = cx.cluster.repositories.iter().map(|own| format!("{own}.json"));
+        !in_use.any(|own| path.file_name().is_some_and(|name| *name == *own))
+    };
+    files.map(|file| file.path()).filter(is_former).collect()
 }
 
 /// Returns the repository's own id as of the last time its sets' timelines were read.

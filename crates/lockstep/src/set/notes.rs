@@ -220,6 +220,25 @@ pub(crate) fn note_shipped(
     forget_other_names(cx, set, id)
 }
 
+/// Returns the note that the set is in the repository, which has this id.
+pub(crate) fn shipped(cx: &Context, set: &SetId, repository: &str, id: &str) -> Option<Note> {
+    let own = Kind::Shipped.path(cx, set, repository);
+    let of_other_names = || of_other_names(cx, set, Kind::Shipped, Some(id)).into_iter().next();
+    let path = Some(own).filter(|own| is_there(own, Some(id))).or_else(of_other_names)?;
+    Some(Note::read(&path))
+}
+
+/// Removes the note: the set was there, and isn't any more.
+///
+/// # Errors
+/// When that can't be done.
+pub(crate) fn forget_shipped(cx: &Context, set: &SetId, repository: &str, id: &str) -> Result<()> {
+    let own = Kind::Shipped.path(cx, set, repository);
+    let own = Some(own).filter(|own| is_there(own, Some(id)));
+    let all = own.into_iter().chain(of_other_names(cx, set, Kind::Shipped, Some(id)));
+    all.into_iter().try_for_each(|path| files::remove_file(&path))
+}
+
 /// Turns the note into a mark: the set is about to be removed there. A set that isn't on this host has neither.
 ///
 /// # Errors

@@ -211,7 +211,7 @@ impl State {
     }
 
     /// Returns the ids of all complete sets, oldest first.
-    pub(super) fn complete(&self) -> Result<Vec<SetId>> {
+    pub(crate) fn complete(&self) -> Result<Vec<SetId>> {
         complete_in(&self.path("sets"))
     }
 

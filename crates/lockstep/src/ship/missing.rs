@@ -1,7 +1,8 @@
 //! Which of this host's sets a repository lacks.
 //!
 //! What could go wrong: a set that never got there, older than one that did: the next backup alone doesn't make up
-//! for it. And a set that was there and was pruned, which must not come back.
+//! for it. And a set that was there and was pruned, which must not come back; but one that the repository's storage lost
+//! must.
 
 use std::collections::BTreeSet;
 
@@ -9,6 +10,7 @@ use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::repository;
+use crate::repository::went_back::{self, WentBack};
 use crate::set::manifest::Manifest;
 use crate::set::notes;
 use crate::set::verify;
@@ -23,6 +25,8 @@ pub type Missing = (SetId, Result<Manifest>);
 /// When the repository or this host's sets can't be listed.
 pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
     let repository = repository::open(cx, name)?;
+    // If its storage went back, what it lost is no longer noted as being there.
+    went_back::look(cx, &repository)?;
     let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
     let (sets, damaged) = cx.state.sets()?;
     let damaged = damaged.into_iter().map(|(set, error)| {
@@ -38,6 +42,15 @@ pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
     });
     all.sort_by(|(a, _), (b, _)| a.cmp(b));
     Ok(all)
+}
+
+/// Returns the sets that a repository's storage lost and that aren't there again, once everything that this host has
+/// was shipped. If this host has none of them any more, that is the last time.
+///
+/// # Errors
+/// When the repository can't be read.
+pub fn lost_for_good(cx: &Context, name: &str) -> Result<Option<WentBack>> {
+    went_back::after_shipping(cx, &repository::open(cx, name)?)
 }
 
 /// What this host knows about a set in a repository.

@@ -64,6 +64,8 @@ pub struct Apart {
     timeline: TimelineId,
     earlier: Side,
     later: Side,
+    /// The sets taken before the later one that go further in the WAL than where it was begun, oldest first.
+    ahead: Vec<String>,
 }
 
 /// One of the two.
@@ -103,17 +105,21 @@ fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Ap
     sets.sort_by_key(|(set, primary)| (primary.begun, set.set.clone()));
     let mut finished = finished.into_iter().peekable();
     let (mut furthest, mut found) = (None::<(Lsn, _)>, None);
+    let mut ended = Vec::new();
     for later in sets {
         // Of two sets taken at the same time, nobody knows which position came first.
         while let Some(set) = finished.next_if(|(_, primary)| primary.finished <= later.1.begun) {
             let end = set.0.end.filter(|end| furthest.as_ref().is_none_or(|(far, _)| end > far));
             furthest = end.map(|end| (end, set)).or(furthest);
+            ended.push(set.0);
         }
         if let (Some((end, earlier)), Some(at)) = (furthest, later.1.at)
             && at < end
         {
             let (earlier, later) = (side(earlier, end), side(later, at));
-            found = Some(Apart { timeline, earlier, later });
+            let ahead = ended.iter().filter(|set| set.end.is_some_and(|end| at < end));
+            let ahead = ahead.map(|set| set.set.clone()).collect();
+            found = Some(Apart { timeline, earlier, later, ahead });
         }
     }
     found
@@ -123,24 +129,43 @@ impl Apart {
     /// Returns what to do.
     #[must_use]
     pub fn hint(&self) -> String {
+        let rolled_back = match self.is_one_place() {
+            true => {
+                let named: String = self.ahead.iter().map(|set| format!(" --set {set}")).collect();
+                format!(
+                    "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: `lockstep prune{named}`, with --repository NAME and with --local. Otherwise: "
+                )
+            }
+            false => String::new(),
+        };
         format!(
-            "which of the two is the live one? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
+            "{rolled_back}which of the two is the live one? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
             self.timeline
         )
+    }
+
+    /// Checks whether both sets are of one data directory: the cluster in it may have been put back to an older state.
+    fn is_one_place(&self) -> bool {
+        let of = |side: &Side| (side.primary.owner.clone(), side.primary.data_directory.clone());
+        of(&self.earlier) == of(&self.later)
     }
 }
 
 /// For use in a sentence: `two clusters went on along timeline 2: set … was begun at …`.
 impl fmt::Display for Apart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { timeline, earlier, later } = self;
+        let Self { timeline, earlier, later, .. } = self;
         let whose = |side: &Side| {
             let directory = side.primary.data_directory.display().to_string();
             format!("of {}, by state_dir {}", quote(&directory), side.primary.owner)
         };
+        let who = match self.is_one_place() {
+            true => "the cluster went back, or two went on,",
+            false => "two clusters went on",
+        };
         write!(
             f,
-            "two clusters went on along timeline {timeline}: set {} ({}) was begun at {}, and set {} ({}), taken before it, goes to {}",
+            "{who} along timeline {timeline}: set {} ({}) was begun at {}, and set {} ({}), taken before it, goes to {}",
             later.set,
             whose(later),
             later.at,
@@ -199,6 +224,24 @@ mod tests {
         assert_eq!(said(&sets[2..3]), None);
         sets.remove(2);
         assert_eq!(said(&sets), None);
+    }
+
+    #[test]
+    fn a_rollback_of_the_datasets_is_one_cluster_s() {
+        let mut sets = vec![set(1, 3, 4, "/a"), set(11, 5, 6, "/a"), set(21, 7, 8, "/a")];
+        // The datasets were rolled back to the first one's snapshots.
+        sets.push(set(31, 5, 6, "/a"));
+        let branches = Branches::of(sets.iter().map(Member::from));
+        let apart = branches.apart(&sets[3]).unwrap();
+        assert!(apart.to_string().starts_with("the cluster went back, or two went on, along"));
+        let given_up = format!("prune --set {} --set {}`", sets[1].set, sets[2].set);
+        assert!(apart.hint().contains(&given_up), "{}", apart.hint());
+        // Another state_dir, or another place: two clusters.
+        sets[3].owner = "another".into();
+        let branches = Branches::of(sets.iter().map(Member::from));
+        let apart = branches.apart(&sets[3]).unwrap();
+        assert!(apart.to_string().starts_with("two clusters went on along"), "{apart}");
+        assert!(!apart.hint().contains("rolled back"), "{}", apart.hint());
     }
 
     #[test]
