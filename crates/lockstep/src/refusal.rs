@@ -579,6 +579,16 @@ pub enum Refusal {
         /// Its newest set, as far as this host has seen.
         newest: Option<String>,
     },
+    /// The id given for a repository isn't the one that this host knows.
+    #[error("this host knows repository \"{name}\" by the id {known}, and --id says {id}")]
+    OtherId {
+        /// The repository.
+        name: String,
+        /// The known id.
+        known: String,
+        /// The id given.
+        id: String,
+    },
     /// A mirror can't be created, or changing it would lose something.
     #[error("{what}")]
     Mirror {
@@ -649,6 +659,7 @@ impl Refusal {
             Self::ReceiveBegun { dataset } => format!("let the command that began it resume it; or, if nothing will, abort it with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
             Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"),
+            Self::OtherId { name, .. } => format!("leave --id out: `lockstep repo init {name} --again`; if the url leads to another repository than before, give it another name in the configuration"),
             Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `lockstep repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `{lockstep} show SET --from repository:{repository}` has it; or name what goes: `{lockstep} prune --repository {repository} --set ID`"),

@@ -173,13 +173,45 @@ fn lockstep_json_is_made_again_and_never_anew() {
     let again = lockstep.json(&["repo", "init", "r", "--again"]);
     assert_eq!(again["repositories"][0]["made_again"], true, "{again}");
     assert_eq!(fs::read(&format).expect("it is there again"), before);
-    // A host that knows nothing about it.
+    // Nothing here proves the id, so a wrong one isn't believed where it is known.
     lose();
-    fs::remove_dir_all(&state).expect("the test may");
+    let wrong = ["repo", "init", "r", "--again", "--id", "zzzzzzzzzzzzzzzz"];
+    says(&lockstep.expect(exit::REFUSED, &wrong), &[id, "zzzzzzzzzzzzzzzz", "leave --id out"]);
+    assert!(!format.exists());
+    // A damaged one is like a lost one.
+    let mut flipped = before.clone();
+    flipped[before.len() / 2] ^= 1;
+    for damaged in [&b""[..], &flipped] {
+        fs::write(&format, damaged).expect("the test may");
+        for arguments in [&["repo", "init"][..], &["repo", "list"]] {
+            let outcome = lockstep.expect(exit::FAILED, arguments);
+            says(&outcome, &["is damaged", "from a copy", "repo init r --again"]);
+        }
+        lockstep.expect(exit::REFUSED, &wrong);
+        assert_eq!(fs::read(&format).expect("it stays"), damaged);
+        let again = lockstep.json(&["repo", "init", "r", "--again"]);
+        assert_eq!(again["repositories"][0]["made_again"], true, "{again}");
+        assert_eq!(fs::read(&format).expect("it is whole again"), before);
+    }
+    // One of a newer version isn't.
+    let newer = r#"{"version":2,"id":"x","more":true}"#;
+    let hash = blake3::hash(newer.as_bytes()).to_hex();
+    fs::write(&format, format!("{{\"body\":{newer},\"blake3\":\"{hash}\"}}")).expect("it may");
+    says(&lockstep.expect(exit::FAILED, &["repo", "init", "r", "--again"]), &["has form 2"]);
+    // A host that knows nothing about it.
+    let forget = || fs::remove_dir_all(&state).expect("the test may");
+    lose();
+    forget();
     says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone"]);
-    says(&lockstep.expect(exit::USAGE, &["repo", "init", "r", "--again"]), &["--id", "id"]);
     lockstep.expect(exit::DONE, &["repo", "init", "r", "--again", "--id", id]);
     assert_eq!(fs::read(&format).expect("it is there again"), before);
+    // Without keys nothing depends on the id.
+    lose();
+    forget();
+    let again = lockstep.expect(exit::DONE, &["repo", "init", "r", "--again"]);
+    says(&again, &["a new one", "--instead-of"]);
+    assert_ne!(fs::read(&format).expect("it is there again"), before);
+    assert_eq!(lockstep.json(&["repo", "list"])["repositories"][0]["sets"], 2);
     // Nothing proves it.
     lose();
     for set in ["a", "b"] {
@@ -188,6 +220,68 @@ fn lockstep_json_is_made_again_and_never_anew() {
     }
     says(&lockstep.expect(exit::FAILED, &["repo", "init", "r", "--again"]), &["unproven"]);
     assert!(!format.exists());
+}
+
+/// The host is gone, and of the repository `lockstep.json`: the key file is enough.
+#[test]
+fn a_key_alone_makes_lockstep_json_again() {
+    let desk = Desk::new();
+    let frozen = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../testdata/repositories/v1");
+    let copied = support::command::command("cp", ["-r"])
+        .args([frozen.join("sealed"), desk.repository()])
+        .status();
+    assert!(copied.expect("cp is there").success());
+    let key = fs::read(frozen.join("sealed.key")).expect("it is there");
+    let old = format!("key_file = \"{}\"", desk.secret("old", &key));
+    let (format, state) = (desk.repository().join("lockstep.json"), desk.at("state"));
+    let before = fs::read(&format).expect("it is there");
+    let text = String::from_utf8(before.clone()).expect("it is JSON");
+    let id = text.split("\"id\":\"").nth(1).and_then(|rest| rest.split('"').next());
+    let id = id.expect("it has an id");
+    let lose = || {
+        fs::remove_file(&format).expect("the test may");
+        let _ = fs::remove_dir_all(&state);
+    };
+    let again = ["repo", "init", "r", "--again"];
+    let with_id = |id| [&again[..], &["--id", id]].concat();
+    // The keys of before don't say the repository's id.
+    let lockstep = desk.with(&old);
+    lose();
+    says(&lockstep.expect(exit::USAGE, &again), &["doesn't know the id", "--id"]);
+    let wrong = lockstep.expect(exit::USAGE, &with_id("aaaabbbbccccdddd"));
+    says(&wrong, &["opens no key", "aaaabbbbccccdddd"]);
+    let made = lockstep.expect(exit::DONE, &with_id(id));
+    assert!(made.stdout.contains(&format!("its id is {id}: keep it")), "{}", made.describe());
+    assert_eq!(fs::read(&format).expect("it is there again"), before);
+    // One that is added does, for the others too.
+    let new = desk.key("new", 1);
+    let added = lockstep.expect(exit::DONE, &["repo", "key", "add", "r", "--new-key-file", &new]);
+    assert!(added.stdout.contains(&format!("id is {id}: keep it")), "{}", added.describe());
+    for key in [&old, &format!("key_file = \"{new}\"")] {
+        lose();
+        desk.with(key).expect(exit::DONE, &again);
+        assert_eq!(fs::read(&format).expect("it is there again"), before, "{key}");
+    }
+    lose();
+    let other = desk.with(&format!("key_file = \"{}\"", desk.key("other", 2)));
+    says(&other.expect(exit::USAGE, &again), &["opens no key", id]);
+    says(&other.expect(exit::USAGE, &with_id("aaaabbbbccccdddd")), &["the keys there name", id]);
+    lockstep.expect(exit::DONE, &again);
+
+    // All keys are gone, with lockstep.json and without it.
+    fs::rename(desk.repository().join("keys"), desk.at("keys")).expect("the test may");
+    let gone = ["wrapped keys are gone", "put keys/ back"];
+    says(&lockstep.expect(exit::PROBLEMS, &["repo", "key", "list"]), &gone);
+    for arguments in [&["repo", "list"][..], &["repo", "init"], &["list", "--from", "repository"]] {
+        says(&lockstep.expect(exit::FAILED, arguments), &gone);
+    }
+    lose();
+    for arguments in [&again[..], &with_id(id)] {
+        says(&lockstep.expect(exit::FAILED, arguments), &gone);
+    }
+    fs::rename(desk.at("keys"), desk.repository().join("keys")).expect("the test may");
+    lockstep.expect(exit::DONE, &again);
+    lockstep.expect(exit::DONE, &["repo", "key", "list"]);
 }
 
 /// Makes sets `a` and `b` with one delta each, and objects that nobody needs.
@@ -448,6 +542,35 @@ fn what_is_damaged_is_named() {
     says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &["has form 2", "newer one"]);
 }
 
+/// Nobody knows who holds a lease that is damaged: it is reported, and taken over after five minutes.
+#[test]
+fn a_damaged_lease_is_reported() {
+    let desk = Desk::new();
+    let lockstep = desk.with("");
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    fill(&desk);
+    lockstep.expect(exit::DONE, &["repo", "check", "--repair"]);
+    let leases = desk.repository().join("clusters/main/leases/write");
+    let all = fs::read_dir(leases).expect("there is a lease").flatten();
+    let lease = all.map(|entry| entry.path()).max().expect("it has a generation");
+    let good = fs::read(&lease).expect("it can be read");
+    let about_it = || {
+        let checked = json_of(&lockstep.run(&["--json", "check"]));
+        let found = checked["findings"].as_array().expect("findings").clone();
+        found.iter().any(|finding| finding["what"].to_string().contains("who holds the lease"))
+    };
+    for bytes in [&b""[..], &[&good[..], b"x"].concat()] {
+        fs::write(&lease, bytes).expect("the test may");
+        let checked = lockstep.expect(exit::PROBLEMS, &["repo", "check", "--read-data"]);
+        for words in ["warning", "leases/write/", "who holds the lease", "five minutes"] {
+            assert!(checked.stdout.contains(words), "{words}: {}", checked.describe());
+        }
+        assert!(about_it());
+    }
+    fs::write(&lease, good).expect("the test may");
+    lockstep.expect(exit::DONE, &["repo", "check"]);
+}
+
 #[test]
 fn an_empty_repository_is_well() {
     let desk = Desk::new();
@@ -660,7 +783,7 @@ fn a_key_that_may_open_something_is_not_useless() {
     says(&lockstep.expect(exit::REFUSED, &["repo", "init"]), &["is gone", "--again"]);
     let init = ["repo", "init", shipping::NAME, "--again"];
     let wrong = [&init[..], &["--id", "aaaabbbbccccdddd"]].concat();
-    says(&lockstep.expect(exit::USAGE, &wrong), &["opens no key", "aaaabbbbccccdddd"]);
+    says(&lockstep.expect(exit::REFUSED, &wrong), &["this host knows", "aaaabbbbccccdddd"]);
     lockstep.expect(exit::DONE, &init);
     assert_eq!(fs::read(&format).expect("it is there again"), before);
 

@@ -6,6 +6,10 @@
 //! are the same step: create the next generation, then check that it is the highest. Of all that try, one succeeds,
 //! whatever their clocks say; the clock decides only when a lease has expired. Generations never restart, so a process
 //! that comes late with an old one sees a higher one and steps back.
+//!
+//! What could go wrong: the highest generation is damaged, and nobody knows who holds the lease until when. So it counts
+//! as held, by an unknown holder and without an end: a holder that lives renews it, and one that doesn't is found out by
+//! other means than the clock (`take_over`).
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +19,8 @@ use crate::id::{Ulid, check_name};
 use crate::repository::Repository;
 
 const FORMAT: u32 = 1;
+/// The holder that a damaged generation no longer names.
+const UNKNOWN: &str = "an unknown holder";
 /// How often in a row a generation may be deleted while it is being read.
 const LOOKS: usize = 20;
 
@@ -30,6 +36,9 @@ struct Body {
     /// Unix time.
     expires: u64,
     released: bool,
+    /// Why it can't be read, if it is damaged: then only the path's own values are known.
+    #[serde(skip)]
+    damaged: Option<String>,
 }
 
 /// Called before each step that only a lease's holder may do, to check that the lease is still held. An error stops the
@@ -60,6 +69,8 @@ pub struct Seen {
     pub generation: u64,
     /// When it expires unless it is renewed, in Unix time.
     pub expires: u64,
+    /// Why it can't be read, if it is damaged: then neither the holder nor the end is known, and it never expires.
+    pub damaged: Option<String>,
 }
 
 /// Keeps the store out of the debug output.
@@ -86,7 +97,12 @@ impl Lease {
     /// Returns the lease as it is in the store; `None` if nobody has taken it or it was given back.
     pub fn seen(repository: &Repository, what: &str) -> Result<Option<Seen>> {
         let held = newest(repository, what)?.filter(|newest| !newest.released);
-        Ok(held.map(|Body { owner, generation, expires, .. }| Seen { owner, generation, expires }))
+        Ok(held.map(|Body { owner, generation, expires, damaged, .. }| Seen {
+            owner,
+            generation,
+            expires,
+            damaged,
+        }))
     }
 
     /// Returns the highest generation there is, whoever wrote it; 0 if the lease was never taken.
@@ -125,11 +141,12 @@ impl Lease {
         let body = Body {
             format: FORMAT,
             what: what.to_string(),
-            generation: newest.map_or(0, |newest| newest.generation) + 1,
+            generation: newest.map_or(0, |newest| newest.generation).saturating_add(1),
             owner: owner.to_string(),
             token: Ulid::new()?.to_string(),
             expires: now.saturating_add(seconds),
             released: false,
+            damaged: None,
         };
         match step(repository, &body)? {
             Step::Ours(body) => {
@@ -259,23 +276,25 @@ fn generations(repository: &Repository, what: &str) -> Result<Vec<u64>> {
     Ok(generations)
 }
 
-/// Returns the highest generation.
+/// Returns the highest generation. A damaged one is held by an unknown holder, without an end.
 fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
     for _ in 0..LOOKS {
         let Some(generation) = generations(repository, what)?.into_iter().max() else {
             return Ok(None);
         };
-        let path = path(repository, what, generation);
-        match repository.read_document(&path) {
-            Ok(bytes) => {
-                let body: Body = document::read(&path, &bytes)?;
-                if body.format > FORMAT {
-                    return Err(Error::Format { object: path, found: body.format, known: FORMAT });
-                }
-                if body.what != what || body.generation != generation {
-                    return Err(Error::damaged(&path, 0, "it belongs to another lease"));
-                }
-                return Ok(Some(body));
+        match read(repository, what, generation) {
+            Ok(body) => return Ok(Some(body)),
+            Err(error @ Error::Damaged { .. }) => {
+                return Ok(Some(Body {
+                    format: FORMAT,
+                    what: what.to_string(),
+                    generation,
+                    owner: UNKNOWN.to_string(),
+                    token: String::new(),
+                    expires: u64::MAX,
+                    released: false,
+                    damaged: Some(error.to_string()),
+                }));
             }
             // A higher generation has appeared, and this one was deleted.
             Err(error) if error.is_not_found() => continue,
@@ -283,4 +302,16 @@ fn newest(repository: &Repository, what: &str) -> Result<Option<Body>> {
         }
     }
     Err(Error::LeaseLost { what: what.to_string(), owner: "many at once".to_string() })
+}
+
+fn read(repository: &Repository, what: &str, generation: u64) -> Result<Body> {
+    let path = path(repository, what, generation);
+    let body: Body = document::read(&path, &repository.read_document(&path)?)?;
+    if body.format > FORMAT {
+        return Err(Error::Format { object: path, found: body.format, known: FORMAT });
+    }
+    if body.what != what || body.generation != generation {
+        return Err(Error::damaged(&path, 0, "it belongs to another lease"));
+    }
+    Ok(body)
 }

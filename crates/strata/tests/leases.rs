@@ -190,3 +190,39 @@ fn what_is_known_to_be_dead_is_taken_over_unless_it_goes_on() {
     second.release(1013).unwrap();
     assert_eq!(Lease::seen(&repository, "prune").unwrap(), None);
 }
+
+#[test]
+fn a_damaged_lease_counts_as_held_and_can_be_taken_over() {
+    let repository = repository(memory_store());
+    let take = |owner: &str| Lease::acquire(&repository, "prune", owner, 60, 1000);
+    let path = |generation| format!("clusters/main/leases/prune/{generation:020}");
+    let good = |generation| repository.store().get(&path(generation)).unwrap().to_vec();
+    let damage = |generation, bytes: &[u8]| {
+        let store = repository.store();
+        store.put(&path(generation), &[bytes.to_vec().into()]).unwrap();
+    };
+    // Whoever holds it goes on: the next generation can be read again.
+    let mut held = take("first").unwrap();
+    let whole = good(1);
+    damage(1, b"");
+    assert!(matches!(take("second"), Err(Error::Leased { .. })));
+    let seen = Lease::seen(&repository, "prune").unwrap().unwrap();
+    assert!(seen.damaged.is_some_and(|why| why.contains(&path(1))));
+    held.confirm().unwrap();
+    held.renew(1010).unwrap();
+    assert_eq!(Lease::seen(&repository, "prune").unwrap().unwrap().owner, "first");
+    held.release(1020).unwrap();
+    // Whoever doesn't is taken over, however it was damaged: cut, longer, another one's, or given back.
+    let mut last = 3;
+    for bytes in [&b""[..], &[&good(3)[..], b"x"].concat(), &whole] {
+        damage(last, bytes);
+        let seen = Lease::seen(&repository, "prune").unwrap().unwrap();
+        assert!(seen.damaged.is_some() && seen.generation == last, "{seen:?}");
+        assert!(take("second").is_err(), "it has no end");
+        let taken = Lease::take_over(&repository, "prune", "second", 60, 1030, &seen).unwrap();
+        assert!(Lease::take_over(&repository, "prune", "third", 60, 1030, &seen).is_err());
+        taken.release(1040).unwrap();
+        last += 2;
+    }
+    take("third").unwrap();
+}

@@ -248,7 +248,7 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     };
     let lease = match lease::doubtful(&opened) {
         Ok(None) => None,
-        Ok(Some(what)) => Some(warning(&subject, what, LEASE_HINT)),
+        Ok(Some(what)) => Some(warning(&subject, what, lease::DOUBTFUL_HINT)),
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
@@ -428,7 +428,6 @@ impl ThisHost<'_> {
     }
 }
 
-const LEASE_HINT: &str = "set the clocks right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes it over unless its holder renews it";
 const BELOW_HINT: &str = "unless they were rewritten since, they are in every later set too: lockstep show and pg_checksums name them; restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
 
 /// Returns the sets with damaged pages that a set's volumes are based on, with the number of pages: only an

@@ -2,6 +2,7 @@
 
 mod tidy;
 
+use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -28,10 +29,10 @@ enum Command {
     Init {
         /// The repository; without this, all of the cluster's
         name: Option<String>,
-        /// Make the repository's lost lockstep.json again from what is there
+        /// Make the repository's lost or damaged lockstep.json again from what is there
         #[arg(long, requires = "name")]
         again: bool,
-        /// The id that the repository had, if this host doesn't know it
+        /// The id that the repository had, if neither this host nor its keys know it
         #[arg(long, value_name = "ID", requires = "again")]
         id: Option<String>,
         /// Make a new repository in place of the one that this host knows by this id, which is lost or no longer wanted
@@ -107,6 +108,9 @@ impl Repo {
     }
 }
 
+/// What to do with the id of an encrypted repository.
+const KEEP: &str = "keep it with the copy of the key, elsewhere";
+
 fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Result<Done> {
     each(cx, name, json, |name, config| {
         let made = init::run(name, config, known::of(cx, name), how)?;
@@ -117,7 +121,10 @@ fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Res
             (false, false) => "there already",
         };
         let encrypted = if made.is_encrypted { "encrypted" } else { "not encrypted" };
-        let line = format!("repository {name} is {words}, {encrypted}: {}", config.url);
+        let mut line = format!("repository {name} is {words}, {encrypted}: {}", config.url);
+        if made.is_encrypted {
+            let _ = write!(line, "\nits id is {}: {KEEP}", made.id);
+        }
         let value = json!({
             "repository": name, "url": config.url, "id": made.id,
             "made": made.is_new, "made_again": made.is_again, "encrypted": made.is_encrypted,
@@ -219,7 +226,11 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
             let slots: Vec<_> = slots.into_iter().filter(ours).collect();
             show(&name, &slots, json)?;
             bad.iter().for_each(|(_, error)| output::error(error));
-            return Ok(if bad.is_empty() { Done::Well } else { Done::WithProblems });
+            if slots.is_empty() && bad.is_empty() {
+                output::error(&keys::all_gone(&name));
+            }
+            let is_well = bad.is_empty() && !slots.is_empty();
+            return Ok(if is_well { Done::Well } else { Done::WithProblems });
         }
         KeyCommand::Add { new, label, .. } => {
             let source = match (&new.new_key_file, &new.new_passphrase_file) {
@@ -230,7 +241,11 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
             let secret = source.read()?;
             if let Some(opened) = keys::open(&store, &name, config, &format)? {
                 let slot = keys::add(&store, &opened.key, &secret, &format.id, label)?;
-                said("added", &slot.id, format!("key {} opens repository {name} too", slot.id))?;
+                let words = format!(
+                    "key {} opens repository {name} too\nthe repository's id is {}: {KEEP}",
+                    slot.id, format.id
+                );
+                said("added", &slot.id, words)?;
             }
         }
         KeyCommand::Remove { id, .. } => {

@@ -10,7 +10,7 @@ use strata::check::{Begun, CheckOptions, Problem, Report, Run, Terms, Told, chec
 use strata::frame::Key;
 use strata::store::Store;
 
-use super::{Format, Repository, files, keys, locks, of_strata, wrap};
+use super::{Format, Repository, files, keys, lease, locks, of_strata, wrap};
 use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::words::{bytes, counted};
@@ -67,7 +67,7 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, its locks, and `percent` percent of its packs and of its
+/// Checks the cluster's part of the repository, its keys, its lease, its locks, and `percent` percent of its packs and of its
 /// sets' own files. If `percent` is `None`, no content is read. `here` names the sets that this host has, oldest
 /// first.
 ///
@@ -97,6 +97,7 @@ pub fn run(
         let store = repository.strata.store();
         let format = Format::read(store, &repository.name)?;
         findings.extend(of_keys(store, &format, repository.strata.key())?);
+        findings.extend(of_lease(repository)?);
         findings.extend(of_locks(repository));
     }
     // The sort is stable: findings of equal severity stay in the order of the sets.
@@ -288,6 +289,13 @@ fn of_keys(store: &Store, format: &Format, key: Option<&Key>) -> Result<Vec<Find
         },
     }));
     Ok(findings)
+}
+
+/// Reports a lease that is damaged, or that no correct clock wrote: whoever wants to write waits for it.
+fn of_lease(repository: &Repository) -> Result<Option<Finding>> {
+    let what = lease::doubtful(repository)?;
+    let hint = Some(lease::DOUBTFUL_HINT.to_owned());
+    Ok(what.map(|what| Finding { severity: Severity::Warning, what, sets: Vec::new(), hint }))
 }
 
 /// Checks whether what sets need is locked for long enough. Objects that can't be read for this are reported

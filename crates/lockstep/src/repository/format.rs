@@ -40,6 +40,16 @@ pub struct Encryption {
     pub fingerprint: String,
 }
 
+/// What is in the place of `lockstep.json`.
+pub(super) enum Found {
+    /// The file.
+    Format(Format),
+    /// Nothing.
+    Nothing,
+    /// Bytes that nobody wrote, and the error that says so.
+    Damaged(Error),
+}
+
 impl Format {
     /// Creates the content for a new repository, not encrypted.
     ///
@@ -75,6 +85,15 @@ impl Format {
         }
     }
 
+    /// Puts it in the place of a damaged one.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(super) fn replace(&self, store: &Store) -> Result<()> {
+        let bytes = document::write(PATH, self).map_err(of_strata)?;
+        store.put(PATH, &[bytes.into()]).map_err(of_store)
+    }
+
     /// Reads it from the store; `name` is the repository's name in the configuration.
     ///
     /// # Errors
@@ -88,18 +107,30 @@ impl Format {
     /// # Errors
     /// As [`Format::read`].
     pub fn find(store: &Store, name: &str) -> Result<Option<Self>> {
+        match Self::look(store, name)? {
+            Found::Format(format) => Ok(Some(format)),
+            Found::Nothing => Ok(None),
+            Found::Damaged(error) => Err(error),
+        }
+    }
+
+    /// The same for a caller that can make a damaged one again.
+    ///
+    /// # Errors
+    /// When it is of a newer version, or the store fails.
+    pub(super) fn look(store: &Store, name: &str) -> Result<Found> {
         let damaged = |why: String| {
-            Error::failed(format!("{PATH} of repository \"{name}\" is damaged"))
-                .because(why)
-                .with_hint(
-                    "it is small and never changes: put it back from a copy of the repository",
-                )
+            let what = format!("{PATH} of repository \"{name}\" is damaged");
+            let hint = format!(
+                "it is small and never changes: put it back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"
+            );
+            Found::Damaged(Error::failed(what).because(why).with_hint(hint))
         };
         let bytes = match store.get_small(PATH, MAX_SIZE) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind == StoreErrorKind::NotFound => return Ok(Found::Nothing),
             Err(error) if error.kind == StoreErrorKind::TooLarge => {
-                return Err(damaged(error.to_string()));
+                return Ok(damaged(error.to_string()));
             }
             // This is the first call to any repository, so one that can't be reached shows up here.
             Err(error) => {
@@ -113,8 +144,10 @@ impl Format {
             }
         };
         // The version is checked before everything that it may have changed.
-        let format = document::read::<serde_json::Value>(PATH, &bytes)
-            .map_err(|error| damaged(error.to_string()))?;
+        let format = match document::read::<serde_json::Value>(PATH, &bytes) {
+            Ok(format) => format,
+            Err(error) => return Ok(damaged(error.to_string())),
+        };
         let version = format.get("version").and_then(serde_json::Value::as_u64).unwrap_or(0);
         if version > u64::from(VERSION) {
             return Err(newer_form(&format!("repository \"{name}\""), version, VERSION));
@@ -127,7 +160,7 @@ impl Format {
                 let why = format!("its cipher is \"{cipher}\", not {CIPHER}");
                 Err(Error::failed(strange()).because(why))
             }
-            _ => Ok(Some(format)),
+            _ => Ok(Found::Format(format)),
         }
     }
 }

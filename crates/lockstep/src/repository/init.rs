@@ -4,10 +4,11 @@
 //! from then on there is a key that opens it. What could go wrong: two hosts do this at once, each with its own data
 //! key. Put-if-absent lets one win, and the other removes its slot again. Or `lockstep.json` is gone while everything
 //! else is still there: a new one would have a new data key, and nothing already there could be read. So that is
-//! refused; the same file can be made again from what is there (`again.rs`).
+//! refused; the same file can be made again from what is there (`again.rs`), also in place of a damaged one.
 
 mod again;
 
+use super::format::Found;
 use super::keys::{self, Source};
 use super::known::Known;
 use super::wrap::{self, DataKey};
@@ -35,9 +36,9 @@ pub struct Made {
 /// What to create.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct How<'a> {
-    /// Only `lockstep.json`, made again from what is there.
+    /// Only `lockstep.json`, lost or damaged, made again from what is there.
     pub again: bool,
-    /// The repository's id for that, if this host doesn't know it.
+    /// The repository's id for that, if neither this host nor its keys know it.
     pub id: Option<&'a str>,
     /// The id that this host knows, if another repository is to replace it.
     pub instead_of: Option<&'a str>,
@@ -48,7 +49,8 @@ pub struct How<'a> {
 ///
 /// # Errors
 /// When the store fails, or what is there can't be opened with this configuration; [`Refusal::RepositoryAway`] when
-/// it is another one than the known one; [`Refusal::HeaderGone`] when only `lockstep.json` is missing.
+/// it is another one than the known one; [`Refusal::HeaderGone`] when only `lockstep.json` is missing;
+/// [`Refusal::OtherId`] when the id given isn't the known one.
 pub fn run(
     name: &str,
     config: &RepositoryConfig,
@@ -63,18 +65,26 @@ pub fn run(
         return Err(known.clone().is_away(name, None));
     }
     let store = stores::create(config)?;
-    if let Some(format) = Format::find(&store.impatient(), name)? {
-        return match awaited.filter(|known| known.id != format.id) {
-            Some(known) => Err(known.is_away(name, Some(format.id))),
-            None => there(&store, name, config, format, false),
-        };
-    }
+    let is_damaged = match Format::look(&store.impatient(), name)? {
+        Found::Format(format) => {
+            return match awaited.filter(|known| known.id != format.id) {
+                Some(known) => Err(known.is_away(name, Some(format.id))),
+                None => there(&store, name, config, format, false),
+            };
+        }
+        Found::Nothing => false,
+        Found::Damaged(_) if how.again => true,
+        Found::Damaged(error) => return Err(error),
+    };
     is_reachable(&store, config)?;
     let clusters = clusters(&store)?;
     if how.again {
-        let id = how.id.map(str::to_owned).or(known.map(|known| known.id));
+        let id = again::named(name, known.map(|known| known.id), how.id)?;
         let format = again::format(&store, name, config, id, &clusters)?;
-        format.create(&store)?;
+        match is_damaged {
+            true => format.replace(&store)?,
+            false => format.create(&store).map(|_| ())?,
+        }
         let made = there(&store, name, config, Format::read(&store, name)?, false)?;
         return Ok(Made { is_again: true, ..made });
     }

@@ -256,20 +256,8 @@ pub fn open(
 ) -> Result<Option<Opened>> {
     let (encryption, source) = match (&format.encryption, Source::of(config)) {
         (None, None) => return Ok(None),
-        (None, Some(source)) => {
-            return Err(Error::usage(
-                format!(
-                    "repository \"{name}\" isn't encrypted, but its configuration has a {source}"
-                ),
-                "take it out, or make another repository with it: one that is there stays as it is",
-            ));
-        }
-        (Some(_), None) => {
-            return Err(Error::usage(
-                format!("repository \"{name}\" is encrypted, and its configuration has no key"),
-                format!("set key_file or passphrase_file in [repositories.{name}]"),
-            ));
-        }
+        (None, Some(source)) => return Err(not_encrypted(name, &source)),
+        (Some(_), None) => return Err(no_key(name)),
         (Some(encryption), Some(source)) => (encryption, source),
     };
     let secret = source.read()?;
@@ -279,12 +267,12 @@ pub fn open(
             return Ok(Some(Opened { key, slot: slot.id.clone() }));
         }
     }
-    let what = format!("the {source} opens no key of repository \"{name}\"");
+    let what = opens_none(&source, name);
     if let Some((path, error)) = bad.first() {
-        let what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
-        return Err(Error::failed(what).with_hint(
-            "put that object back from a copy of the repository, or use the file of another key",
-        ));
+        return Err(damaged(&what, path, error));
+    }
+    if !slots.iter().any(|slot| slot.fingerprint == encryption.fingerprint) {
+        return Err(all_gone(name));
     }
     Err(Error::usage(
         what,
@@ -292,5 +280,42 @@ pub fn open(
             "it is another one's, or was removed; `lockstep repo key list {name}` shows the keys there: {}",
             ids(&slots)
         ),
+    ))
+}
+
+pub(super) fn opens_none(source: &Source, name: &str) -> String {
+    format!("the {source} opens no key of repository \"{name}\"")
+}
+
+/// The error that a key opened nothing, and that of the slots at least this one is damaged.
+pub(super) fn damaged(what: &str, path: &str, error: &Error) -> Error {
+    let what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
+    Error::failed(what).with_hint(
+        "put that object back from a copy of the repository, or use the file of another key",
+    )
+}
+
+pub(super) fn not_encrypted(name: &str, source: &Source) -> Error {
+    Error::usage(
+        format!("repository \"{name}\" isn't encrypted, but its configuration has a {source}"),
+        "take it out, or make another repository with it: one that is there stays as it is",
+    )
+}
+
+pub(super) fn no_key(name: &str) -> Error {
+    Error::usage(
+        format!("repository \"{name}\" is encrypted, and its configuration has no key"),
+        format!("set key_file or passphrase_file in [repositories.{name}]"),
+    )
+}
+
+/// The error that an encrypted repository has no slot of its data key any more.
+#[must_use]
+pub fn all_gone(name: &str) -> Error {
+    Error::failed(format!(
+        "repository \"{name}\" is encrypted, and its wrapped keys are gone: {FOLDER}/ has none"
+    ))
+    .with_hint(format!(
+        "put {FOLDER}/ back from a copy of the repository: without one of them nothing in it can ever be read, with any key file or passphrase"
     ))
 }

@@ -10,7 +10,8 @@
 //! renewed while it is waited for isn't taken over.
 //!
 //! Or the holder's clock was far ahead when it died, so its lease would never end. So a lease that ends later than
-//! any taken now is believed only if it is seen to be renewed, as measured by the one clock that nobody sets.
+//! any taken now is believed only if it is seen to be renewed, as measured by the one clock that nobody sets. The same
+//! goes for a lease that is damaged.
 //!
 //! Or the holder stands still for longer than the lease lasts, and continues when another host has it. If only the
 //! process stood still, this host's clock tells. The clock of a virtual machine that was stopped tells nothing,
@@ -258,7 +259,7 @@ struct Waits<'a> {
     patience: Duration,
     /// For calls that a dead process of this host may have sent.
     call: Duration,
-    /// For a renewal of a lease that ends too late to be believed.
+    /// For a renewal of a lease that ends too late to be believed, or that is damaged.
     unchanged: Duration,
 }
 
@@ -330,30 +331,35 @@ impl Waits<'_> {
             let why = "a process of this host left the lease, and what it sent to the store may still be on its way";
             return Some((self.call, why.to_owned()));
         }
-        is_too_late(seen).then(|| (self.unchanged, too_late(seen)))
+        doubt(seen).map(|why| (self.unchanged, why))
     }
 }
 
-/// Checks whether it ends later than a lease taken just now could, even with clocks that differ.
-fn is_too_late(seen: &Seen) -> bool {
-    seen.expires > now().saturating_add(SECONDS + AHEAD)
+/// Says why a lease's end isn't believed: it is damaged, or it ends later than one taken just now could, even with clocks
+/// that differ.
+fn doubt(seen: &Seen) -> Option<String> {
+    if let Some(damaged) = &seen.damaged {
+        return Some(format!("nobody can tell who holds the lease: {damaged}"));
+    }
+    (seen.expires > now().saturating_add(SECONDS + AHEAD)).then(|| {
+        format!(
+            "the lease of {} lasts{}, longer than any: was its clock right?",
+            seen.owner,
+            until(seen.expires)
+        )
+    })
 }
 
-fn too_late(seen: &Seen) -> String {
-    format!(
-        "the lease of {} lasts{}, longer than any: was its clock right?",
-        seen.owner,
-        until(seen.expires)
-    )
-}
+/// What becomes of such a lease.
+pub(crate) const DOUBTFUL_HINT: &str = "if a clock is wrong, set it right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes the lease over unless its holder renews it";
 
-/// Describes a lease that no correct clock wrote.
+/// Describes a lease that no correct clock wrote, or that is damaged.
 ///
 /// # Errors
 /// When the store fails.
 pub(crate) fn doubtful(repository: &Repository) -> Result<Option<String>> {
     let seen = Lease::seen(&repository.strata, WRITE).map_err(of_strata)?;
-    Ok(seen.filter(is_too_late).map(|seen| too_late(&seen)))
+    Ok(seen.as_ref().and_then(doubt))
 }
 
 /// Returns the highest generation there.
@@ -575,7 +581,7 @@ mod tests {
         let ends = now() + 1_000_000_000;
         let mut wrong = Lease::acquire(&repository, WRITE, "db2", 300, ends).unwrap();
         let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
-        assert!(too_late(&seen).contains(" until 20"), "{}", too_late(&seen));
+        assert!(doubt(&seen).unwrap().contains(" until 20"), "{:?}", doubt(&seen));
         // The holder is alive.
         std::thread::scope(|scope| {
             let taking = scope.spawn(|| {
@@ -591,6 +597,14 @@ mod tests {
         assert!(begun.elapsed() >= SHORT && taken.expires() < now() + SECONDS + 1);
         assert!(wrong.renew(ends + 200).is_err());
         taken.release(now()).unwrap();
+        // A damaged one has no end that could be believed.
+        let lease = Lease::acquire(&repository, WRITE, "db2", 300, now()).unwrap();
+        let generation = Lease::seen(&repository, WRITE).unwrap().unwrap().generation;
+        let path = format!("clusters/main/leases/{WRITE}/{generation:020}");
+        repository.store().put(&path, &[b"cut".to_vec().into()]).unwrap();
+        let begun = Instant::now();
+        waits.take(&repository, "this").unwrap().unwrap().release(now()).unwrap();
+        assert!(begun.elapsed() >= SHORT && lease.confirm().is_err());
         // A lease that a correct clock wrote is believed, even if this host's clock is a little behind.
         Lease::acquire(&repository, WRITE, "db2", 300, now() + AHEAD / 2).unwrap();
         assert_eq!(waits.take(&repository, "this").unwrap().unwrap_err().owner, "db2");

@@ -106,7 +106,7 @@ impl Kdf {
 pub struct Slot {
     /// 1.
     pub version: u32,
-    /// Its name.
+    /// Its name: the repository's id, `-` and eight random characters. Before that, it was these eight alone.
     pub id: String,
     /// The label given when it was added.
     pub label: String,
@@ -142,7 +142,7 @@ pub fn wrap(
     let (salt, nonce): ([u8; 16], [u8; 12]) = (random()?, random()?);
     let mut slot = Slot {
         version: VERSION,
-        id: random_characters::<8>()?,
+        id: id_in(repository, &random_characters::<8>()?),
         label: label.to_owned(),
         created: jiff::Timestamp::now(),
         fingerprint: key.fingerprint(),
@@ -178,6 +178,21 @@ pub fn unwrap(slot: &Slot, secret: &Secret, repository: &str) -> Result<Option<D
     let opened = wrapping.decrypt(&Nonce::from(nonce), Payload { msg: &wrapped, aad: &along });
     let key = opened.ok().and_then(|bytes| bytes.try_into().ok()).map(DataKey);
     Ok(key.filter(|key| key.fingerprint() == slot.fingerprint))
+}
+
+/// Makes the id of a slot. It says which repository it is of: without the id nothing opens the slot, and `lockstep.json`
+/// may be lost. A name in any other form than Lockstep's own can't be part of a path.
+fn id_in(repository: &str, random: &str) -> String {
+    match !repository.is_empty() && repository.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+        true => format!("{repository}-{random}"),
+        false => random.to_owned(),
+    }
+}
+
+/// Returns the id of the repository that a slot says it is of. Only opening the slot proves it.
+#[must_use]
+pub fn repository_of(slot: &Slot) -> Option<&str> {
+    slot.id.rsplit_once('-').map(|(repository, _)| repository)
 }
 
 /// What is sealed along with the key: a slot opens only in its own repository and under its own name.
@@ -259,6 +274,19 @@ mod tests {
             ] {
                 assert_eq!(unwrap(&slot, &wrong, "repo").unwrap(), None, "{wrong:?}");
             }
+        }
+    }
+
+    #[test]
+    fn a_slot_says_of_which_repository_it_is() {
+        let [secret, _] = secrets();
+        let made =
+            |repository| wrap(&DataKey::new().unwrap(), &secret, QUICK, repository, "").unwrap();
+        assert_eq!(repository_of(&made("o0mv3k2p9x8y7z6w")), Some("o0mv3k2p9x8y7z6w"));
+        // What is no part of a path, and the slots of before.
+        for other in ["", "a/b", "..", "a-b"] {
+            let slot = made(other);
+            assert_eq!((repository_of(&slot), slot.id.len()), (None, 8), "{other}");
         }
     }
 

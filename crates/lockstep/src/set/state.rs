@@ -33,6 +33,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::names::{self, ClusterName, Meant, SetId, random_characters};
+use crate::process;
 use crate::refusal::Refusal;
 use crate::repository::seen;
 use crate::retention;
@@ -405,19 +406,67 @@ fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
 /// Returns the id of a state_dir, which it gets at its first use.
 ///
 /// # Errors
-/// When it can't be read or written.
+/// When it can't be read or written; or when the file is empty and there are sets: with another id their snapshots
+/// would count as another state_dir's.
 pub fn owner_of(state_dir: &Path) -> Result<String> {
     let path = &state_dir.join("owner");
     match std::fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
+        Ok(_) => is_without_sets(state_dir, path)?,
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(Error::io("read", path)(e));
         }
-        _ => {}
+        Err(_) => {}
     }
     let owner = random_characters::<16>()?;
     files::publish(path, format!("{owner}\n").as_bytes())?;
     Ok(owner)
+}
+
+/// Checks that no cluster of this state_dir has a set; the error names the ids that stand in their manifests.
+fn is_without_sets(state_dir: &Path, path: &Path) -> Result<()> {
+    let mut all = Vec::new();
+    let clusters = state_dir.join("clusters");
+    let entries = match std::fs::read_dir(&clusters) {
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(Error::io("list", &clusters))?,
+    };
+    for cluster in entries {
+        let sets = cluster.map_err(Error::io("list", &clusters))?.path().join("sets");
+        if sets.is_dir() {
+            all.extend(complete_in(&sets)?.into_iter().map(|set| (set, sets.clone())));
+        }
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    all.sort();
+    let mut owners = Vec::new();
+    for (set, sets) in all.iter().rev() {
+        let bytes = std::fs::read(sets.join(set.as_str()).join(MANIFEST)).unwrap_or_default();
+        let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
+        let owner = value["owner"].as_str().map(str::to_owned);
+        owners.extend(owner.filter(|owner| !owners.contains(owner)));
+    }
+    let shows = "`zfs get -r lockstep:owner DATASET` shows it on their snapshots";
+    let hint = match owners.as_slice() {
+        [] => format!("write the id into it: {shows}"),
+        [newest, older @ ..] => {
+            let (id, path) = (process::quote(newest), process::quote(&path.display().to_string()));
+            let older = match older {
+                [] => String::new(),
+                older => format!("older sets have {}; ", older.join(", ")),
+            };
+            format!(
+                "`echo {id} > {path}`: that is the newest set's; {older}if sets were adopted, {shows}"
+            )
+        }
+    };
+    Err(Error::failed(format!(
+        "the file \"{}\" is empty: it had the id of this state_dir, by which its snapshots are known",
+        path.display()
+    ))
+    .with_hint(hint))
 }
 
 #[cfg(test)]

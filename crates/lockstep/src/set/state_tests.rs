@@ -144,10 +144,30 @@ fn the_owner_stays() {
     let owner = temporary.open().owner().to_owned();
     assert_eq!(owner.len(), 16);
     assert_eq!(temporary.open().owner(), owner);
-    // An owner file that a crash left empty doesn't count.
+    // Where nothing has it yet, an empty file doesn't count.
     std::fs::write(temporary.0.join("owner"), "\n").unwrap();
     let new = temporary.open().owner().to_owned();
     assert!(new.len() == 16 && new != owner);
+    // With sets it is damaged, and their manifests say what it was; also in another cluster's folder.
+    let put = |cluster: &str, set: &str, manifest: &str| {
+        let folder = temporary.0.join("clusters").join(cluster).join("sets").join(set);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join(MANIFEST), manifest).unwrap();
+    };
+    let empty = || {
+        std::fs::write(temporary.0.join("owner"), "\n").unwrap();
+        let error = owner_of(&temporary.0).unwrap_err();
+        assert!(error.to_string().contains("owner\" is empty"), "{error}");
+        assert_eq!(std::fs::read(temporary.0.join("owner")).unwrap(), b"\n", "it stays");
+        error.hint().unwrap().to_string()
+    };
+    put("other", "20260101T000000Z-aaaa", "cut");
+    assert!(empty().contains("lockstep:owner"));
+    put("other", "20260102T000000Z-aaaa", r#"{"owner": "first"}"#);
+    assert!(empty().contains("echo first > "), "{}", empty());
+    put("main", "20260103T000000Z-aaaa", r#"{"owner": "second"}"#);
+    assert!(empty().contains("echo second > "), "{}", empty());
+    assert!(empty().contains("older sets have first"), "{}", empty());
 }
 
 #[test]

@@ -1,10 +1,13 @@
-//! Makes `lockstep.json` again from what is there: the id that a host knows, and a key that opens a set.
+//! Makes `lockstep.json` again from what is there: the repository's id and a key that opens a set.
 //!
 //! What could go wrong: a wrong one would be believed forever. The id is sealed into each key, so a key that opens
 //! proves the id; and the key has to prove itself against a manifest. A repository without keys must have a manifest
-//! that can be read without one.
+//! that can be read without one; nothing there proves its id, so the one that this host knows isn't contradicted.
+//!
+//! Or the host that knew the id is lost with `lockstep.json`, and the right key opens nothing. So the keys' own ids
+//! begin with the repository's. Without keys nothing depends on the id, and a new one does.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use strata::manifest::Manifest;
 use strata::store::Store;
@@ -14,9 +17,25 @@ use super::super::wrap::{self, DataKey};
 use super::super::{Format, of_strata};
 use crate::config::RepositoryConfig;
 use crate::error::{Error, Result};
+use crate::names::random_characters;
+use crate::refusal::Refusal;
 
 /// How many manifests of a cluster are tried, newest first.
 const TRIED: usize = 16;
+
+/// Returns the id that is named by this host's notes or with `--id`; nothing if neither has one.
+///
+/// # Errors
+/// [`Refusal::OtherId`] when they contradict each other.
+pub(super) fn named(name: &str, known: Option<String>, id: Option<&str>) -> Result<Option<String>> {
+    match (known, id) {
+        (Some(known), Some(id)) if known != id => {
+            let (name, id) = (name.to_owned(), id.to_owned());
+            Err(Refusal::OtherId { name, known, id }.into())
+        }
+        (known, id) => Ok(id.map(str::to_owned).or(known)),
+    }
+}
 
 /// Returns what `lockstep.json` said. `clusters` are those that have anything in the store.
 ///
@@ -29,40 +48,82 @@ pub(super) fn format(
     id: Option<String>,
     clusters: &[String],
 ) -> Result<Format> {
-    let Some(id) = id else {
+    let (slots, bad) = keys::list(store)?;
+    let Some(source) = Source::of(config) else {
+        if !slots.is_empty() || !bad.is_empty() {
+            return Err(keys::no_key(name));
+        }
+        proven(store, name, clusters, None)?;
+        return Ok(Format::of(match id {
+            Some(id) => id,
+            None => new_id(name)?,
+        }));
+    };
+    if slots.is_empty() && bad.is_empty() {
+        return Err(match proven(store, name, clusters, None) {
+            Ok(()) => keys::not_encrypted(name, &source),
+            Err(why) if clusters.is_empty() => why,
+            Err(why) => keys::all_gone(name).because(why.chain()),
+        });
+    }
+    let of_slots: BTreeSet<&str> = slots.iter().filter_map(wrap::repository_of).collect();
+    let ids = match &id {
+        Some(id) => BTreeSet::from([id.as_str()]),
+        None => of_slots.clone(),
+    };
+    if ids.is_empty() && !slots.is_empty() {
         return Err(Error::usage(
             format!("this host doesn't know the id of repository \"{name}\""),
-            "run it on a host that ships to it, or name it with --id: `lockstep repo list` has shown it",
+            "run it on a host that ships to it, or name it with --id: `lockstep repo init` and `lockstep repo list` have shown it",
         ));
-    };
-    let (slots, _) = keys::list(store)?;
-    let Some(source) = Source::of(config) else {
-        if !slots.is_empty() {
-            return Err(Error::usage(
-                format!("repository \"{name}\" is encrypted, and its configuration has no key"),
-                format!("set key_file or passphrase_file in [repositories.{name}]"),
-            ));
-        }
-        return proven(store, name, clusters, None).map(|()| Format::of(id));
-    };
+    }
     let secret = source.read()?;
     let mut opened = BTreeMap::new();
     for slot in &slots {
-        if let Some(key) = wrap::unwrap(slot, &secret, &id)? {
-            opened.insert(key.fingerprint(), key);
+        for &id in &ids {
+            if let Some(key) = wrap::unwrap(slot, &secret, id)? {
+                opened.insert(key.fingerprint(), (id, key));
+            }
         }
     }
-    let mut why = Error::usage(
-        format!("the {source} opens no key of repository \"{name}\" with the id \"{id}\""),
-        "use the file of another key, or name another id with --id",
-    );
-    for (fingerprint, key) in opened {
+    let mut why = opens_none(name, &source, &ids, &of_slots, &bad);
+    for (fingerprint, (id, key)) in opened {
         match proven(store, name, clusters, Some(&key)) {
-            Ok(()) => return Ok(Format::of(id).encrypted(fingerprint)),
+            Ok(()) => return Ok(Format::of(id.to_owned()).encrypted(fingerprint)),
             Err(error) => why = error,
         }
     }
     Err(why)
+}
+
+/// The error that the configuration's key opened no slot with one of these ids. `of_slots` are those that slots say.
+fn opens_none(
+    name: &str,
+    source: &Source,
+    ids: &BTreeSet<&str>,
+    of_slots: &BTreeSet<&str>,
+    bad: &[(String, Error)],
+) -> Error {
+    let what = keys::opens_none(source, name);
+    if let Some((path, error)) = bad.first() {
+        return keys::damaged(&what, path, error);
+    }
+    let all = |ids: &BTreeSet<&str>| ids.iter().copied().collect::<Vec<_>>().join(", ");
+    let hint = match of_slots.is_subset(ids) {
+        true => "use the file of another key, or name another id with --id".to_owned(),
+        false => format!("use the file of another key; the keys there name {}", all(of_slots)),
+    };
+    Error::usage(format!("{what} with the id {}", all(ids)), hint)
+}
+
+/// Makes the id of a repository without keys that nobody here knows.
+fn new_id(name: &str) -> Result<String> {
+    let id = random_characters::<16>()?;
+    tracing::warn!(
+        repository = name,
+        "nobody here knows the id that the repository had, so it gets a new one, {id}; on other hosts that know the old one: `lockstep repo init {name} --instead-of OLD`"
+    );
+    Ok(id)
 }
 
 /// Checks that there is a set that can be read with this key.
