@@ -230,7 +230,8 @@ fn printed_commands_name_the_cluster_where_there_are_several() {
     // With one cluster the name would say nothing.
     fs::write(&path, &alone).expect("it can be written");
     let made = lockstep.expect(exit::DONE, &["clone", "create", "dev"]);
-    assert_said(&made, &["when you are done: lockstep clone destroy dev"]);
+    let printed = "when you are done: lockstep clone destroy dev\n";
+    assert!(made.stdout.contains(printed), "{}", made.describe());
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
     assert_nothing_remains(&fixture, &[], "at the end");
 }
