@@ -8,7 +8,7 @@ use super::output::{self, JSON_VERSION, say};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::repository::went_back::WentBack;
+use crate::repository::went_back::{FOR_GOOD, WentBack};
 use crate::repository::{Shipped, ShippedVolume, harm};
 use crate::set::branches::{Apart, LeftBehind};
 use crate::ship::{self, Extent, Outcome};
@@ -136,7 +136,11 @@ impl Told {
             }
         }
         if let Some(lost) = ship::lost_for_good(cx, name)? {
-            tell_lost(name, &lost);
+            let hint = match lost.here.is_empty() {
+                true => FOR_GOOD.to_owned(),
+                false => lost.hint(name),
+            };
+            tell_lost(name, &lost, &hint);
             self.lost.push(json!({"repository": name, "lost": lost.lost, "here": lost.here}));
             self.done = Done::WithProblems;
         }
@@ -259,7 +263,7 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
             eprintln!("hint: {}", harm::hint(&outcome.repository));
         }
         if let Some(lost) = &outcome.beside.went_back {
-            tell_lost(&outcome.repository, lost);
+            tell_lost(&outcome.repository, lost, &lost.hint(&outcome.repository));
         }
         if let Err(error) = &outcome.result {
             let (repository, why) = (&outcome.repository, error.chain());
@@ -277,9 +281,9 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
 }
 
 /// Prints as text which sets a repository lost.
-fn tell_lost(repository: &str, lost: &WentBack) {
+fn tell_lost(repository: &str, lost: &WentBack, hint: &str) {
     eprintln!("error: repository {repository}: {}", lost.in_words());
-    eprintln!("hint: {}", lost.hint(repository));
+    eprintln!("hint: {hint}");
 }
 
 /// How a volume that is stored raw, so that nobody can look into it, is stored.

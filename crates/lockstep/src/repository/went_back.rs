@@ -89,6 +89,9 @@ impl WentBack {
     }
 }
 
+/// The hint once `ship --missing` has shipped what it could and forgotten the rest.
+pub const FOR_GOOD: &str = "this host has none of them any more, so nothing here can bring them back; this isn't reported again";
+
 /// Where the note of a repository is.
 #[derive(Debug)]
 pub(super) struct Place {
