@@ -266,6 +266,7 @@ fn a_key_alone_makes_lockstep_json_again() {
     let other = desk.with(&format!("key_file = \"{}\"", desk.key("other", 2)));
     says(&other.expect(exit::USAGE, &again), &["opens no key", id]);
     says(&other.expect(exit::USAGE, &with_id("aaaabbbbccccdddd")), &["the keys there name", id]);
+    let lockstep = desk.with(&old);
     lockstep.expect(exit::DONE, &again);
 
     // All keys are gone, with lockstep.json and without it.
@@ -548,7 +549,6 @@ fn a_damaged_lease_is_reported() {
     let desk = Desk::new();
     let lockstep = desk.with("");
     lockstep.expect(exit::DONE, &["repo", "init"]);
-    fill(&desk);
     lockstep.expect(exit::DONE, &["repo", "check", "--repair"]);
     let leases = desk.repository().join("clusters/main/leases/write");
     let all = fs::read_dir(leases).expect("there is a lease").flatten();
