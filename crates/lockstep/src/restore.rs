@@ -33,6 +33,7 @@ mod receive;
 mod received;
 mod request;
 pub mod run_server;
+mod seen;
 pub mod source;
 mod standby;
 pub mod strays;
