@@ -5,6 +5,7 @@ use super::*;
 use support::command::give_to_postgres;
 use support::layout::Layout;
 use support::pools::{Pool, patiently};
+use support::shipping::discard;
 use support::workspace::processes_of;
 
 /// A cluster with a set in a repository, and a tablespace that was made later, in the archive.
@@ -226,5 +227,40 @@ fn a_cluster_in_use_is_not_named_as_a_remainder() {
         server.stop(Stop::Fast);
     }
     later.fixture.discard_restored(&later.fixture.target("clones"), &later.set);
+    assert_lives_on(&later.fixture);
+}
+
+/// A set that doesn't fit on what was received, and what another state_dir's restore left half received.
+#[test]
+fn what_is_in_the_way_is_named_with_its_way_out() {
+    let mut later = Later::new(one_pool());
+    let older = later.set;
+    later.set = later.lockstep.backup("label").id;
+    let parent = format!("{}/back", later.fixture.pools[0].name);
+    let to = later.fixture.target("r");
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let delta = [&form[..], &["--delta"]].concat();
+    later.kill_at("restore.received-2", &to, &form, false);
+    let outcome = later.lockstep.run(&restore_arguments(&older, &to, &delta));
+    let way_out = format!("; rm -r {}`", to.display());
+    let words = ["can't be brought to set", "is an unfinished restore; to remove it", &way_out];
+    assert_refused(&outcome, &words);
+    assert_said(&outcome, &[&format!("`zfs destroy -r {parent}/")]);
+    later.lockstep.restore(&later.set, &to, &delta);
+    let outcome = later.lockstep.run(&restore_arguments(&older, &to, &delta));
+    assert_refused(&outcome, &["can't be brought to set"]);
+    assert!(!outcome.stderr.contains("unfinished"), "{}", outcome.describe());
+    discard(&later.fixture, &to, &parent);
+
+    later.kill_at("restore.receiving-1", &to, &form, false);
+    let is_half = |name: &&str| name.contains("/lockstep-receiving-");
+    let listed = || zfs(&["list", "-H", "-r", "-o", "name", &parent]);
+    wait_until("something is received", LIMIT, || listed().lines().any(|name| is_half(&name)));
+    // The host's state doesn't know it.
+    fs::remove_dir_all(later.fixture.state.join("clusters/main/restores")).expect("it is there");
+    let again = later.lockstep.expect(exit::DONE, &restore_arguments(&later.set, &to, &delta));
+    let text = listed();
+    let half = text.lines().find(is_half).expect("it stays");
+    assert_said(&again, &[&format!("`zfs destroy -r {half}`")]);
     assert_lives_on(&later.fixture);
 }
