@@ -449,6 +449,8 @@ pub enum Refusal {
         began: Option<String>,
         /// Whether it is stored raw.
         is_raw: bool,
+        /// The commands that remove what is there, if it is an unfinished restore.
+        removal: Option<String>,
     },
     /// `--delta` to a dataset with a bookmark that a rollback can't pass.
     #[error("\"{bookmark}\" is newer than {snapshot}, to which --delta rolls its dataset back")]
@@ -672,9 +674,9 @@ impl Refusal {
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `{lockstep} clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
-            Self::NotOnTop { began: Some(_), .. } => "the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta".into(),
-            Self::NotOnTop { is_raw: true, .. } => "restore to another --dataset and --to: it is stored raw, and its chain may have started again with a full stream".into(),
-            Self::NotOnTop { .. } => "--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to".into(),
+            Self::NotOnTop { began: Some(_), removal, .. } => format!("the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta{}", or_removed(removal.as_deref())),
+            Self::NotOnTop { is_raw: true, removal, .. } => format!("restore to another --dataset and --to: it is stored raw, and its chain may have started again with a full stream{}", or_removed(removal.as_deref())),
+            Self::NotOnTop { removal, .. } => format!("--delta goes forward only, from a set that the repository has: restore this one to another --dataset and --to{}", or_removed(removal.as_deref())),
             Self::PlaceOfAnother { dataset, found, .. } => {
                 let leaf = dataset.rsplit_once('/').map_or("", |(_, leaf)| leaf);
                 let parent = found.strip_suffix(leaf).and_then(|parent| parent.strip_suffix('/'));
@@ -724,4 +726,11 @@ fn not_before(began: Option<&String>) -> String {
         }
         None => "isn't one of those that the repository has before it".into(),
     }
+}
+
+/// Says how to be rid of an unfinished restore, for the end of a hint.
+fn or_removed(commands: Option<&str>) -> String {
+    commands.map_or_else(String::new, |commands| {
+        format!(". What is there is an unfinished restore; to remove it, if nobody needs it: `{commands}`")
+    })
 }

@@ -33,6 +33,7 @@ mod receive;
 mod received;
 mod request;
 pub mod run_server;
+mod seen;
 pub mod source;
 mod standby;
 pub mod strays;
@@ -137,7 +138,11 @@ pub fn run_then(
 ) -> Result<Restored> {
     unfinished::remove(cx)?;
     let _alone = match &request.what {
-        What::Datasets { parent, .. } => Some(AloneBelow::dataset(cx, parent)?),
+        What::Datasets { parent, .. } => {
+            let alone = AloneBelow::dataset(cx, parent)?;
+            strays::name_half_received(cx, parent)?;
+            Some(alone)
+        }
         What::Clones { .. } | What::Files { .. } => None,
     };
     let mut build = prepare(cx, request, Alone::in_folders)?;

@@ -2,13 +2,16 @@
 //! after any more.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::{Finding, warning};
 use crate::clone;
 use crate::context::Context;
 use crate::error::Result;
 use crate::lock::Lock;
-use crate::restore::{self, strays, unfinished::InTheWay};
+use crate::postgres::instance::PG_CONTROL;
+use crate::restore::unfinished::{InTheWay, Whose};
+use crate::restore::{self, strays};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
 use crate::volume::zfs::{DatasetName, Made};
@@ -38,12 +41,18 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             ));
         }
     }
-    for (_, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        let is_alive = restore::unfinished::is_alive(cx, &entry.id)?;
-        // The next command forgets a restore that has ended.
-        if !is_alive && !restore::unfinished::has_ended(cx, &entry)? {
-            let goes = restore::gone_on::without_kept(&entry);
-            all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &goes)?));
+    for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
+        if restore::unfinished::is_alive(cx, &entry.id)? {
+            continue;
+        }
+        match restore::unfinished::whose_now(cx, &entry)? {
+            // The next command forgets it.
+            Whose::Ended => {}
+            Whose::Ours => {
+                let goes = restore::gone_on::without_kept(&entry);
+                all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &goes)?));
+            }
+            other => all.push(of_what_stays(&entry, &path, other)),
         }
     }
     Ok(all)
@@ -112,6 +121,14 @@ fn of_backup(entry: &BackupJournal) -> Finding {
 fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
+        [] if restore::gone_on::is_kept(entry) && entry.data.join(PG_CONTROL).exists() => warning(
+            SUBJECT,
+            format!("{what}, and its pg_control is in place"),
+            format!(
+                "start no server in \"{}\", whose links may lead to the original's tablespaces: the next restore, prune or backup takes pg_control its name away, and says how to continue",
+                entry.data.display()
+            ),
+        ),
         [] if restore::gone_on::is_kept(entry) => {
             warning(SUBJECT, what, restore::gone_on::words(entry))
         }
@@ -122,4 +139,39 @@ fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
             "destroy that with zfs, if nobody needs it: the next restore, prune or backup removes the rest",
         ),
     }
+}
+
+/// Returns a finding for a restore or clone of which the next command removes nothing.
+fn of_what_stays(entry: &RestoreJournal, journal: &Path, whose: Whose) -> Finding {
+    let (id, data, journal) = (&entry.id, entry.data.display(), journal.display());
+    let (is, hint) = match whose {
+        Whose::Unseen(why) => (
+            format!("what it left can't be seen: {why}"),
+            format!(
+                "import the pool or mount the dataset, and start no server in \"{data}\" before the next restore, prune or backup has put it in order; if it is gone for good, remove \"{journal}\""
+            ),
+        ),
+        Whose::Configured(cluster) => (
+            format!("\"{data}\" may be cluster \"{cluster}\" of the configuration by now"),
+            format!(
+                "if it is, remove \"{journal}\"; if nobody needs it, remove what that file names"
+            ),
+        ),
+        Whose::Unknown(error) => (
+            format!(
+                "\"{data}\" may be a cluster of its own by now, and its pg_control can't be read: {}",
+                error.chain()
+            ),
+            format!("load its key, mount it; or, if nobody needs it, remove it and \"{journal}\""),
+        ),
+        Whose::TakenOver => (
+            format!("another restore has continued with what it left in \"{data}\""),
+            "the next restore, prune or backup forgets this one, and what is there stays".into(),
+        ),
+        Whose::Ours | Whose::Ended | Whose::Theirs => (
+            format!("\"{data}\" is a cluster of its own by now"),
+            "the next restore, prune or backup forgets this restore, and the cluster stays".into(),
+        ),
+    };
+    warning(SUBJECT, format!("{id} was cut off, and {is}"), hint)
 }

@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use strata::delta::Descriptor;
 
+use super::marker::Marker;
 use super::placement::Placement;
 use super::source::FromRepository;
 use crate::error::Result;
+use crate::postgres::instance::PG_CONTROL;
+use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::repository::image::ImageState;
 use crate::repository::{ShippedVolume, of_strata};
@@ -28,14 +31,21 @@ impl FromRepository {
                 continue;
             };
             if there.contains(dataset) {
-                bases.insert(dataset.clone(), self.common(zfs, dataset, shipped)?);
+                let removal = || removal(placement, there);
+                bases.insert(dataset.clone(), self.common(zfs, dataset, shipped, removal)?);
             }
         }
         Ok(bases)
     }
 
     /// Returns the newest snapshot of the dataset, which has to be one of the set's chain.
-    fn common(&self, zfs: &Zfs, dataset: &DatasetName, shipped: &ShippedVolume) -> Result<Base> {
+    fn common(
+        &self,
+        zfs: &Zfs,
+        dataset: &DatasetName,
+        shipped: &ShippedVolume,
+        removal: impl FnOnce() -> Option<String>,
+    ) -> Result<Base> {
         let (mut snapshots, bookmarks): (Vec<_>, Vec<_>) =
             zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
         snapshots.sort_by_key(|base| base.createtxg);
@@ -62,6 +72,7 @@ impl FromRepository {
             known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
             began,
             is_raw: shipped.raw.is_some(),
+            removal: removal(),
         }
         .into())
     }
@@ -93,6 +104,17 @@ impl FromRepository {
         let strata = &self.repository.strata;
         strata::delta::chain(strata, &shipped.image, &shipped.delta, since).map_err(of_strata)
     }
+}
+
+/// Returns the commands that remove what is there, if it is an unfinished restore.
+fn removal(placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
+    let directory = &placement.directory;
+    if placement.data.join(PG_CONTROL).exists() || Marker::read(directory).is_none() {
+        return None;
+    }
+    let datasets = there.iter().map(|name| format!("zfs destroy -r {}", quote(name.as_str())));
+    let folder = format!("rm -r {}", quote(&directory.display().to_string()));
+    Some(datasets.chain([folder]).collect::<Vec<_>>().join("; "))
 }
 
 /// Whether both are snapshots of sets, whose names begin with their time, and `newest` is from an older set than

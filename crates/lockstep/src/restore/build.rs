@@ -26,6 +26,7 @@ use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::Manifest;
 use crate::set::state::read_file_of;
 use crate::steps;
+use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{Base, DatasetName};
 
 /// A restore under way.
@@ -70,6 +71,8 @@ pub(super) struct Older {
     pub(super) is_parked: Cell<bool>,
     /// It was changed.
     pub(super) is_changed: Cell<bool>,
+    /// The journal says that it is changed.
+    is_announced: Cell<bool>,
 }
 
 impl Older {
@@ -99,6 +102,11 @@ impl<'a> Build<'a> {
         datasets.retain(|dataset| !there.contains(dataset));
         datasets.extend(source.receiving(&placement, &id));
         let emptied = emptied(&placement, &source);
+        let with_data = placement.volumes.iter().find(|volume| placement.has_data(volume));
+        let data_on = with_data.and_then(|volume| volume.dataset.clone());
+        let mounts = Mounts::read()?;
+        let holding = alone.folders.iter().filter_map(|folder| mounts.holding(folder));
+        let mounted = holding.map(|mount| mount.point.clone()).collect();
         let journal = RestoreJournal {
             id: id.clone(),
             received: source.received(&placement, &id),
@@ -117,6 +125,9 @@ impl<'a> Build<'a> {
             alone_in: alone.folders.clone(),
             kept: Vec::new(),
             keeps_files: false,
+            is_over_older: false,
+            data_on,
+            mounted,
         };
         let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
         Ok(Self {
@@ -202,7 +213,7 @@ impl<'a> Build<'a> {
 
     /// Gives an older restore back if nothing of it has changed yet: its server can start again.
     fn give_back(&self) {
-        let Older { marker, is_held, is_parked, is_changed } = &self.older;
+        let Older { marker, is_held, is_parked, is_changed, is_announced } = &self.older;
         if is_changed.get() {
             return;
         }
@@ -226,7 +237,12 @@ impl<'a> Build<'a> {
                 }
                 control::release(&self.placement.data)?;
             }
-            marker.as_ref().map_or(Ok(()), |marker| marker.write(directory))
+            marker.as_ref().map_or(Ok(()), |marker| marker.write(directory))?;
+            // From here on its server may start again, and the next command must not take it for this restore's.
+            match is_announced.replace(false) {
+                true => self.write_journal(),
+                false => Ok(()),
+            }
         })();
         if let Err(error) = given {
             tracing::warn!(
@@ -271,6 +287,14 @@ impl<'a> Build<'a> {
     /// Files are written from here on: if the restore is killed, they stay.
     pub(super) fn begins_with_files(&self) -> Result<()> {
         if self.keeps_files.replace(true) {
+            return Ok(());
+        }
+        self.write_journal()
+    }
+
+    /// The older restore is changed from here on: if this one is killed, it stays, and no server may start on it.
+    pub(super) fn begins_with_older(&self) -> Result<()> {
+        if self.there.is_empty() || self.older.is_announced.replace(true) {
             return Ok(());
         }
         self.write_journal()
@@ -336,7 +360,12 @@ impl<'a> Build<'a> {
             kept.clear();
         }
         let kept = kept.into_iter().map(|(dataset, _)| dataset).collect();
-        RestoreJournal { kept, keeps_files: self.keeps_files.get(), ..self.journal.clone() }
+        RestoreJournal {
+            kept,
+            keeps_files: self.keeps_files.get(),
+            is_over_older: self.older.is_announced.get(),
+            ..self.journal.clone()
+        }
     }
 
     /// Undoes everything; what can't be undone now stays in the journal for the next start.

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 
-use super::unfinished::{destroy_datasets, is_receiving, mark_ended, remove_place};
+use super::unfinished::{destroy_datasets, is_receiving, remove_place, say_ended};
 use super::{control, marker};
 use crate::context::Context;
 use crate::error::Result;
@@ -21,7 +21,13 @@ use crate::volume::zfs::DatasetName;
 /// Whether something arrived that `--delta` continues with.
 #[must_use]
 pub fn is_kept(entry: &RestoreJournal) -> bool {
-    !entry.kept.is_empty() || (entry.keeps_files && is_begun(&entry.data))
+    let has_datasets = entry.is_over_older || !entry.kept.is_empty();
+    has_datasets || (entry.keeps_files && is_begun(&entry.data))
+}
+
+/// Whether something may have arrived that `--delta` continues with, once it can be seen.
+pub(super) fn may_be_kept(entry: &RestoreJournal) -> bool {
+    entry.keeps_files || is_kept(entry)
 }
 
 /// Whether a later restore recognizes a folder as a data directory (guard/older.rs).
@@ -46,7 +52,11 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
     if !is_kept(entry) {
         return entry.clone();
     }
-    let stays = staying(entry);
+    // Of what it made next to an older restore, nothing is complete.
+    let stays = match entry.is_over_older && entry.kept.is_empty() {
+        true => Vec::new(),
+        false => staying(entry),
+    };
     let goes = entry.datasets.iter().filter(|name| !stays.contains(name));
     RestoreJournal {
         datasets: goes.cloned().collect(),
@@ -61,7 +71,8 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
 /// that this restore has ended. Then only the journal has to be removed.
 ///
 /// # Errors
-/// When a server doesn't stop, a half-received dataset can't be destroyed, or pg_control can't be renamed.
+/// When a server doesn't stop, a half-received dataset can't be destroyed, pg_control can't be renamed, or it can't be
+/// recorded there that it has ended.
 pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     server::stop(&entry.data, Stop::Immediate)?;
     control::hold(&entry.data)?;
@@ -71,8 +82,7 @@ pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
     let mut stays = entry.clone();
     stays.datasets.retain(|dataset| !goes.datasets.contains(dataset));
-    mark_ended(cx, &stays);
-    Ok(())
+    say_ended(cx, &stays)
 }
 
 /// Says that it stays, how to continue, and how to remove it; the last isn't said when it continues an older restore.
@@ -83,7 +93,7 @@ pub fn words(entry: &RestoreJournal) -> String {
         "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
     );
-    if !entry.own.contains(&marker::path(directory)) {
+    if entry.is_over_older || !entry.own.contains(&marker::path(directory)) {
         return stays;
     }
     let all = staying(entry);
@@ -126,6 +136,11 @@ mod tests {
         assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
         // An older restore was there before.
         entry.own.clear();
+        assert!(words(&entry).ends_with("continues with it"));
+        // It stays, and what was made next to it is incomplete.
+        entry = RestoreJournal { is_over_older: true, kept: Vec::new(), ..entry };
+        assert!(is_kept(&entry));
+        assert_eq!(without_kept(&entry).datasets, entry.datasets);
         assert!(words(&entry).ends_with("continues with it"));
     }
 

@@ -37,6 +37,11 @@ pub(super) fn park(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
     zfs.set_all(&[(BEFORE, before), ("canmount", "noauto".to_owned())], dataset).map(|()| true)
 }
 
+/// Whether it is parked.
+pub(super) fn is_parked(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
+    Ok(zfs.value(dataset, "canmount")? == "noauto" && zfs.value(dataset, BEFORE)? != "-")
+}
+
 /// Lets it be mounted as before, also if a killed restore parked it. Whether it is mounted afterwards depends on the
 /// ZFS: some unmount it for this.
 pub(super) fn release(zfs: &Zfs, dataset: &DatasetName) -> Result<()> {

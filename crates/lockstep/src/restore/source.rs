@@ -264,6 +264,7 @@ impl FromRepository {
         let (zfs, there) = (&build.cx.zfs, &build.there);
         let fresh = fold::fresh(self, build, there)?;
         // Before anything of an older restore is changed, and after everything that may still refuse.
+        build.begins_with_older()?;
         build.older.is_held.set(control::hold(&build.placement.data)?);
         let (manifest, lines) = (&build.manifest, &Progress::on_stderr());
         let one = |fresh: fold::Fresh<'_>, should_stop: &dyn Fn() -> bool| {

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 
+use super::unfinished::is_receiving;
 use crate::clone::Record;
 use crate::context::Context;
 use crate::error::Result;
@@ -40,6 +41,31 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
     let there = if found.is_empty() { Vec::new() } else { cx.zfs.unended()? };
     found.retain(|made| there.contains(made));
     Ok(found)
+}
+
+/// Names datasets below `parent` that a killed restore was receiving and that nobody here knows: they carry no mark
+/// yet. No other restore of this host works below `parent`.
+///
+/// # Errors
+/// When ZFS fails, or a journal can't be read.
+pub(super) fn name_half_received(cx: &Context, parent: &DatasetName) -> Result<()> {
+    let mut found = cx.zfs.children(parent)?;
+    found.retain(is_receiving);
+    if found.is_empty() {
+        return Ok(());
+    }
+    for folder in cx.state.of_all_clusters("restores")? {
+        for (_, entry) in journal::read_all::<RestoreJournal>(&folder)? {
+            found.retain(|dataset| !entry.datasets.contains(dataset));
+        }
+    }
+    for dataset in found {
+        tracing::warn!(
+            "\"{dataset}\" is what a killed restore with another state_dir was receiving; if nobody needs it: `zfs destroy -r {}`",
+            quote(dataset.as_str())
+        );
+    }
+    Ok(())
 }
 
 /// Returns the commands that destroy them, the last made first.

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
-use super::{alone, gone_on};
+use super::{alone, control, gone_on, seen};
 use crate::clone;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -114,15 +114,24 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
             return Ok(());
         }
     };
-    if is_taken_over(entry) {
-        tracing::warn!(
-            id = %entry.id, data = %entry.data.display(),
-            "another restore has continued with what an unfinished one left: it belongs to that one now"
-        );
-        destroy_datasets(cx, &received_only(entry))?;
-        return leave(path, cx, entry, held);
-    }
     match whose_now(cx, entry)? {
+        Whose::Unseen(why) => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(), journal = %path.display(),
+                "what an unfinished {} left can't be seen: {why}. It stays for now, and no server should be started \
+                 on it. If it is gone for good, remove the journal",
+                kind(&entry.id)
+            );
+            return Ok(());
+        }
+        Whose::TakenOver => {
+            tracing::warn!(
+                id = %entry.id, data = %entry.data.display(),
+                "another restore has continued with what an unfinished one left: it belongs to that one now"
+            );
+            destroy_datasets(cx, &received_only(entry))?;
+            return leave(path, cx, entry, held);
+        }
         Whose::Ended => {
             tracing::warn!(
                 id = %entry.id, data = %entry.data.display(),
@@ -157,8 +166,8 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         Whose::Ours => {}
     }
     if gone_on::is_kept(entry) {
-        tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(entry));
         gone_on::keep(cx, entry)?;
+        tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(entry));
         return forget(path, cx, entry, held);
     }
     tracing::warn!(
@@ -246,7 +255,6 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
         // Only looks: a restore that begins at this moment gets them.
         let mut locks = entry.alone_in.iter().filter(|folder| folder.is_dir()).chain([&lock]);
         if locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
-            || is_taken_over(&entry)
             || !matches!(whose_now(cx, &entry)?, Whose::Ours)
         {
             continue;
@@ -292,7 +300,7 @@ pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
 }
 
 /// Records that a restore has ended wherever it made something. What is another's by now, or gone, isn't touched.
-fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+pub(super) fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     mark_folders_ended(entry)?;
     let mut ours = Vec::new();
     for dataset in entry.datasets.iter().filter(|name| !is_receiving(name)) {
@@ -332,9 +340,13 @@ pub(crate) fn has_ended(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
 
 /// Whose the remains of a killed restore are.
 #[derive(Debug)]
-enum Whose {
-    /// Lockstep's: it is removed.
+pub(crate) enum Whose {
+    /// Lockstep's: it is removed, or put in order for `--delta`.
     Ours,
+    /// It can't be seen now, for this reason.
+    Unseen(String),
+    /// Another restore's, which has continued with it.
+    TakenOver,
     /// The restore wasn't killed: it has ended.
     Ended,
     /// It may be this cluster of the configuration.
@@ -345,8 +357,17 @@ enum Whose {
     Unknown(Error),
 }
 
-/// Like [`whose`], but also considers a running server and the configuration.
-fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
+/// Like [`whose`], but also considers a running server, the configuration, and what can be seen.
+///
+/// # Errors
+/// When ZFS fails.
+pub(crate) fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
+    if let Some(why) = seen::pools_away(cx, entry)? {
+        return Ok(Whose::Unseen(why));
+    }
+    if is_taken_over(entry) {
+        return Ok(Whose::TakenOver);
+    }
     if has_ended(cx, entry)? {
         return Ok(Whose::Ended);
     }
@@ -361,7 +382,14 @@ fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     Ok(match server.filter(|pid| server::runs_in(*pid, &entry.data)) {
         Some(pid) if is_own(pid) => Whose::Ours,
         Some(_) => Whose::Theirs,
-        None => configured(cx, entry).map_or(Whose::Ours, Whose::Configured),
+        None => match configured(cx, entry) {
+            Some(cluster) => Whose::Configured(cluster),
+            // What is destroyed doesn't have to be mounted.
+            None if gone_on::may_be_kept(entry) => {
+                seen::not_mounted(cx, entry)?.map_or(Whose::Ours, Whose::Unseen)
+            }
+            None => Whose::Ours,
+        },
     })
 }
 
@@ -427,8 +455,21 @@ pub(super) fn held_by(entry: &RestoreJournal) -> String {
 /// When one of them stays.
 pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     server::stop(&entry.data, server::Stop::Immediate)?;
-    destroy_datasets(cx, entry)?;
+    if let Err(error) = destroy_datasets(cx, entry) {
+        hold_what_stays(cx, entry)?;
+        return Err(error);
+    }
     remove_folders(entry)
+}
+
+/// Takes pg_control's name away if the data directory's dataset couldn't be destroyed: its links may lead to the
+/// original's tablespaces.
+fn hold_what_stays(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    let Some(dataset) = &entry.data_on else { return Ok(()) };
+    if cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
+        control::hold(&entry.data)?;
+    }
+    Ok(())
 }
 
 /// Destroys the clones, the last made first. What doesn't carry this restore's mark is somebody else's, and stays.

@@ -108,6 +108,15 @@ pub struct RestoreJournal {
     /// with it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub keeps_files: bool,
+    /// It changes an older restore, or is about to: that stays, and `--delta` continues with it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_over_older: bool,
+    /// The dataset of its data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_on: Option<DatasetName>,
+    /// Where the file systems that hold its folders are mounted: without them nothing can be seen of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "paths_text")]
+    pub mounted: Vec<PathBuf>,
 }
 
 /// Writes an entry durably.

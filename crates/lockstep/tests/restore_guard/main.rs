@@ -4,6 +4,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod cut_off;
 mod older;
 mod theirs;
 

@@ -1,0 +1,42 @@
+//! Whether what a killed restore left can be seen now.
+//!
+//! What could go wrong: after a reboot its pool isn't imported, or its dataset isn't mounted because its key isn't
+//! loaded. What isn't there then looks like what is gone, and its journal is forgotten. Later it comes back with
+//! pg_control in its place, and with links that a killed recovery made to the original's tablespaces.
+
+use std::collections::BTreeSet;
+
+use super::parked;
+use crate::context::Context;
+use crate::error::Result;
+use crate::set::journal::RestoreJournal;
+use crate::volume::mounts::Mounts;
+use crate::volume::zfs::DatasetName;
+
+/// Returns which of its pools aren't imported, for people; `None` if all are.
+pub(super) fn pools_away(cx: &Context, entry: &RestoreJournal) -> Result<Option<String>> {
+    let datasets: BTreeSet<_> = entry.datasets.iter().chain(&entry.data_on).collect();
+    let away = cx.zfs.away(datasets.into_iter().map(DatasetName::pool))?;
+    let names: Vec<_> = away.iter().map(|pool| format!("\"{pool}\"")).collect();
+    Ok(match &names[..] {
+        [] => None,
+        [one] => Some(format!("pool {one} isn't imported")),
+        all => Some(format!("pools {} aren't imported", all.join(", "))),
+    })
+}
+
+/// Returns what isn't mounted and may hold what the restore made, for people. A parked dataset is left out: nothing
+/// mounts it before `--delta` continues with it.
+pub(super) fn not_mounted(cx: &Context, entry: &RestoreJournal) -> Result<Option<String>> {
+    let mounts = Mounts::read()?;
+    let is_point = |point: &_| mounts.iter().any(|mount| mount.point == *point);
+    if let Some(point) = entry.mounted.iter().find(|point| !is_point(*point)) {
+        return Ok(Some(format!("nothing is mounted on \"{}\"", point.display())));
+    }
+    let Some(dataset) = &entry.data_on else { return Ok(None) };
+    let is_it = |source: &str| source == dataset.as_str();
+    let is_seen = mounts.iter().any(|mount| mount.is_zfs() && is_it(&mount.source))
+        || !cx.zfs.exists(dataset.as_str())?
+        || parked::is_parked(&cx.zfs, dataset)?;
+    Ok((!is_seen).then(|| format!("dataset \"{dataset}\" isn't mounted")))
+}
