@@ -25,6 +25,7 @@ use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
+use crate::volume::zfs::Zfs;
 
 /// The options of `clone create`.
 #[derive(Debug, Clone)]
@@ -61,10 +62,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether its server runs.
+    /// Whether its server runs; `None` if its pool is suspended, and nobody can tell.
     #[must_use]
-    pub fn is_running(&self) -> bool {
-        instance::postmaster(&self.data_directory).ok().flatten().is_some()
+    pub fn is_running(&self, zfs: &Zfs) -> Option<bool> {
+        match zfs.suspended_at(&self.data_directory) {
+            Some(_) => None,
+            None => Some(instance::postmaster(&self.data_directory).ok().flatten().is_some()),
+        }
     }
 }
 
