@@ -397,7 +397,7 @@ fn of_archive_failed(name: &str) -> Finding {
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
     Ok(clone::list(cx)?
         .into_iter()
-        .filter(|record| !record.is_running())
+        .filter(|record| record.is_running(&cx.zfs) == Some(false))
         .map(|record| {
             warning(
                 "clones",

@@ -20,13 +20,12 @@ use crate::files;
 use crate::names::{self, CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
 use crate::postgres::{instance, server};
-use crate::process::quote;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{Away, DatasetName, Zfs};
 
 /// The options of `clone create`.
 #[derive(Debug, Clone)]
@@ -63,10 +62,13 @@ pub struct Record {
 }
 
 impl Record {
-    /// Whether its server runs.
+    /// Whether its server runs; `None` if its pool is suspended, and nobody can tell.
     #[must_use]
-    pub fn is_running(&self) -> bool {
-        instance::postmaster(&self.data_directory).ok().flatten().is_some()
+    pub fn is_running(&self, zfs: &Zfs) -> Option<bool> {
+        match zfs.suspended_at(&self.data_directory) {
+            Some(_) => None,
+            None => Some(instance::postmaster(&self.data_directory).ok().flatten().is_some()),
+        }
     }
 }
 
@@ -290,27 +292,33 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     steps::reached("clone.destroy-done")
 }
 
-/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them.
+/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them. One on
+/// a suspended pool can't be looked at, given up or not.
 fn refuse_away(cx: &Context, record: &Record, is_lost: bool) -> Result<()> {
-    let away = cx.zfs.away(record.made.datasets.iter().map(DatasetName::pool))?;
     let name = &record.name;
-    if is_lost {
-        for pool in &away {
+    for (pool, away) in cx.zfs.all_away(record.made.datasets.iter().map(DatasetName::pool))? {
+        let state = away.state();
+        if is_lost && away == Away::NotImported {
             tracing::warn!(
-                "pool \"{pool}\" isn't imported: if it comes back, it still has what clone \"{name}\" has there"
+                "pool \"{pool}\" {state}: if it comes back, it still has what clone \"{name}\" has there"
             );
+            continue;
         }
-        return Ok(());
+        let or_else = match away {
+            Away::NotImported => {
+                format!("; if the pool is gone for good: {}", destroy_command(name, true))
+            }
+            Away::Suspended => String::new(),
+        };
+        return Err(Error::failed(format!(
+            "clone \"{name}\" can't be destroyed: pool \"{pool}\" {state}"
+        ))
+        .with_hint(format!(
+            "{}, and then run it again: nothing was changed{or_else}",
+            away.command(&pool)
+        )));
     }
-    let Some(pool) = away.first() else { return Ok(()) };
-    Err(Error::failed(format!(
-        "clone \"{name}\" can't be destroyed: pool \"{pool}\" isn't imported"
-    ))
-    .with_hint(format!(
-        "zpool import {}, and then run it again: nothing was changed; if the pool is gone for good: {}",
-        quote(pool),
-        destroy_command(name, true)
-    )))
+    Ok(())
 }
 
 fn record_path(cx: &Context, name: impl Display) -> PathBuf {

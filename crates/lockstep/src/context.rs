@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
 
+use pgfiles::control_file::ControlFile;
+
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::names::ClusterName;
-use crate::postgres::users;
+use crate::postgres::{instance, users};
 use crate::process::Credentials;
 use crate::set::state::State;
 use crate::volume::zfs::Zfs;
@@ -81,6 +83,15 @@ impl<'a> Context<'a> {
         let lock = self.state.lock(command)?;
         self.zfs.work_under(&lock);
         Ok(lock)
+    }
+
+    /// Reads the pg_control of the cluster.
+    ///
+    /// # Errors
+    /// When it can't be read; [`crate::refusal::Refusal::PoolSuspended`] when its pool is suspended.
+    pub fn control(&self) -> Result<ControlFile> {
+        self.zfs.reachable(&self.cluster.data_directory)?;
+        instance::read_control(&self.cluster.data_directory)
     }
 
     /// Returns the user who owns what is restored and runs servers; `None` if this process is that user.

@@ -9,6 +9,7 @@ use crate::context::lockstep;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
+use crate::volume::zfs::Away;
 
 /// A request that wouldn't be consistent or safe.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -231,19 +232,30 @@ pub enum Refusal {
         /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },
-    /// The pool of a snapshot isn't imported.
+    /// The pool of a snapshot isn't imported, or is suspended.
     #[error(
-        "set {set} is incomplete here: pool \"{pool}\" isn't imported, and \"{snapshot}\" is on it"
+        "set {set} is incomplete here: pool \"{pool}\" {}, and \"{snapshot}\" is on it",
+        why.state()
     )]
     PoolAway {
         /// The set.
         set: String,
         /// The pool.
         pool: String,
+        /// What is the matter with it.
+        why: Away,
         /// The snapshot.
         snapshot: String,
         /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
+    },
+    /// Whoever touches what is on a suspended pool waits until it is cleared.
+    #[error("pool \"{pool}\" is suspended, and \"{what}\" is on it: nothing there can be read")]
+    PoolSuspended {
+        /// The pool.
+        pool: String,
+        /// The path or dataset.
+        what: String,
     },
     /// A snapshot has the right name but is another one.
     #[error(
@@ -637,10 +649,11 @@ impl Refusal {
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
             Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: {lockstep} prune --local --set {set}", instead(set, repositories)),
-            Self::PoolAway { set, pool, repositories, .. } => {
+            Self::PoolAway { set, pool, repositories, why, .. } => {
                 let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
-                format!("`zpool import {}`, and the set is whole again{elsewhere}; if the pool is gone for good, `{lockstep} prune --local --set {set}` gives the set up", quote(pool))
+                format!("`{}`, and the set is whole again{elsewhere}; if the pool is gone for good, `{lockstep} prune --local --set {set}` gives the set up", why.command(pool))
             }
+            Self::PoolSuspended { pool, .. } => format!("`zpool status {}` says which disks are gone; once they are back: `zpool clear {}`", quote(pool), quote(pool)),
             Self::SnapshotSwapped { set, repositories, .. } => format!("{}; a snapshot was renamed or taken again under this name. To be rid of this set here: {lockstep} prune --local --set {set}", instead(set, repositories)),
             Self::SetDamaged { set, repositories, .. } => instead(set, repositories),
             Self::LatestUnknown { set, found, repository, .. } => format!("name the set: the latest of those that can be read is {found}. {}", crate::set::unread::ways_out(set, repository.as_deref())),

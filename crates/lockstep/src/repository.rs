@@ -35,7 +35,7 @@ pub mod went_back;
 pub mod whole;
 pub mod wrap;
 
-use crate::config::RepositoryConfig;
+use crate::config::{Place, RepositoryConfig};
 use crate::context::Context;
 use crate::error::{self, Error, Result};
 
@@ -107,6 +107,9 @@ pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
 /// When there is none of that name, it was never created, or it can't be opened.
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let config = config(cx, name)?;
+    if let Ok(Place::Folder(folder)) = config.place() {
+        cx.zfs.reachable(&folder)?;
+    }
     let store = store(config)?;
     let format = known::format(cx, &store.impatient(), name)?;
     let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());

@@ -136,6 +136,7 @@ pub fn run_then(
     request: &Request,
     finally: impl FnOnce(&Restored, &RestoreJournal) -> Result<()>,
 ) -> Result<Restored> {
+    reachable(cx, request)?;
     unfinished::remove(cx)?;
     let _alone = match &request.what {
         What::Datasets { parent, .. } => {
@@ -166,6 +167,13 @@ pub fn run_then(
     }
 }
 
+/// Checks that nothing is to be made on a suspended pool.
+fn reachable(cx: &Context, request: &Request) -> Result<()> {
+    let tablespaces = request.tablespaces.iter().map(|(_, path)| path);
+    tablespaces.chain([&request.to]).try_for_each(|path| cx.zfs.reachable(path))?;
+    request.what.below().map_or(Ok(()), |parent| cx.zfs.answers(parent))
+}
+
 /// Checks the space in the pools: a server on clones writes into the same pools as the original, so they need as much
 /// free space as for a backup.
 fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
@@ -187,6 +195,7 @@ fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
 /// # Errors
 /// As [`run`] before it makes anything.
 pub fn plan(cx: &Context, request: &Request) -> Result<Planned> {
+    reachable(cx, request)?;
     let build = prepare(cx, request, |_| Alone::in_folders(Vec::new()))?;
     let goes_on = build.unfinished_set();
     Ok(Planned { set: build.manifest, placement: build.placement, goes_on, there: build.there })
@@ -264,6 +273,9 @@ fn prepare<'a>(
         check_space(cx, &placement)?;
     }
     if request.start {
+        // The server gets the restored tablespaces there, in its own namespace.
+        let originals = placement.tablespaces.values().map(|tablespace| &tablespace.original);
+        originals.into_iter().try_for_each(|path| cx.zfs.reachable(path))?;
         instance::bin_dir_of(cx.cluster.bin_dir.as_deref(), manifest.postgres.major)?;
     }
     if let Some(port) = request.port.filter(|_| request.start) {

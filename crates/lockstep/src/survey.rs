@@ -35,6 +35,8 @@ pub struct Survey {
 /// outside the parts, or the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
+    // Before the server is asked, too: it doesn't answer.
+    reachable(cx)?;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
     let postmaster = instance::postmaster(directory)?;
     let is_seen = postmaster.is_some();
@@ -83,6 +85,14 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
     }
 }
 
+/// Checks that no part of the cluster is on a suspended pool. What can't be read now is reported once it is needed.
+fn reachable(cx: &Context) -> Result<()> {
+    let directory = &cx.cluster.data_directory;
+    cx.zfs.reachable(directory)?;
+    let parts = instance::parts(directory, None).unwrap_or_default();
+    parts.iter().try_for_each(|part| cx.zfs.reachable(&part.path))
+}
+
 /// Reads only the layout.
 ///
 /// # Errors
@@ -97,6 +107,7 @@ pub fn layout(cx: &Context, server: Option<&ServerFacts>) -> Result<Layout> {
 /// As [`take`].
 pub fn parts(cx: &Context, server: Option<&ServerFacts>) -> Result<Vec<PartPath>> {
     let data_directory = &cx.cluster.data_directory;
+    reachable(cx)?;
     if let Some(Link { path, target }) = links::find(data_directory)?.strays.into_iter().next() {
         return Err(Refusal::StrayLink { path, target }.into());
     }

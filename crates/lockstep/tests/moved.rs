@@ -10,13 +10,13 @@ use std::fs;
 use std::path::Path;
 use support::cluster::Stop;
 use support::command::{Outcome, command, must};
-use support::commands::pretending;
+use support::commands::{pretending, suspending, unhealthy};
 use support::faults::{assert_nothing_remains, assert_said, differences, restore_arguments, walk};
 use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Steps, exit, toml_string};
 use support::pools::{path_with_turns, patiently, property, zfs};
-use support::shipping::{folder, with_repository};
+use support::shipping::{folder, with_options, with_repository};
 
 /// As `zfs send -R | zfs receive` moves a pool to other disks: names and GUIDs stay, transaction groups don't.
 #[test]
@@ -398,4 +398,87 @@ fn what_zfs_would_refuse_half_way_is_said_before() {
     let restored = lockstep.restore_and_start(&second, &to, &more);
     restored.server().stop(Stop::Fast);
     support::shipping::discard(&fixture, &to, &parent);
+}
+
+/// A pool that has lost its disks is suspended. What reads a file there waits until the pool is cleared, and can't be
+/// killed; a pipe into which nobody writes stands for that. Whatever needs the pool is refused, the rest works.
+#[test]
+fn what_is_on_a_suspended_pool_is_not_touched() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let plain = with_options(&fixture, "[clusters.main.retention]\nlocal = { last = 1 }");
+    let first = plain.backup("label").id;
+    let set = plain.backup("label").id;
+    fixture.cluster.stop(Stop::Fast);
+    let data = &fixture.cluster.data;
+    let control = data.join("global/pg_control");
+    let kept = data.join("global/pg_control.kept");
+    fs::rename(&control, &kept).expect("it can be renamed");
+    must(&mut command("mkfifo", [&control]));
+    let pool = &fixture.pools[0].name;
+    let lockstep = suspending(&fixture, &plain, pool);
+    let state = format!("pool \"{pool}\" is suspended");
+    let way = format!("zpool clear {pool}");
+    let words = [&*state, &*way];
+
+    // The monitor sees it, and everything else that there is to see.
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    for said in
+        [&*state, &way, &format!("zpool status {pool}"), "state_dir can be written to", &set]
+    {
+        assert!(checked.stdout.contains(said), "{said}: {}", checked.describe());
+    }
+    let listed = lockstep.expect(exit::PROBLEMS, &["list"]);
+    for said in [&*set, &first, &state, &way, "--from repository"] {
+        let all = format!("{}{}", listed.stdout, listed.stderr);
+        assert!(all.contains(said), "{said}: {}", listed.describe());
+    }
+    let pruned = lockstep.expect(exit::PROBLEMS, &["prune", "--local", "--dry-run"]);
+    let all = format!("{}{}", pruned.stdout, pruned.stderr);
+    assert!(all.contains(&state) && all.contains(&way), "{}", pruned.describe());
+    let named = ["prune", "--local", "--set", &first, "--dry-run"];
+    let named = lockstep.expect(exit::DONE, &named);
+    assert_said(&named, &["is given up", &state]);
+
+    // What needs the pool: the snapshots, or a place there.
+    let to = fixture.target("files");
+    let there = data.with_file_name("r");
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &format!("{pool}/r")];
+    let files = ["--from", "repository", "--as", "files"];
+    assert_refused(exit::REFUSED, &lockstep.run(&["backup"]), &words);
+    for (to, more) in [(&to, &[][..]), (&to, &zfs_form), (&there, &files)] {
+        for more in [more, &[more, &["--dry-run"]].concat()] {
+            let outcome = lockstep.run(&restore_arguments("latest", to, more));
+            assert_refused(exit::REFUSED, &outcome, &words);
+        }
+    }
+    // The server would get its tablespaces in a place there.
+    let starting = [&files[..], &["--start"]].concat();
+    let outcome = lockstep.run(&restore_arguments("latest", &to, &starting));
+    assert_refused(exit::REFUSED, &outcome, &words);
+    // What doesn't need it: this is why one has a repository.
+    lockstep.expect(exit::DONE, &restore_arguments("latest", &to, &files));
+    assert!(to.join("data/PG_VERSION").exists());
+    fs::remove_dir_all(&to).expect("it can be removed");
+
+    fs::rename(&kept, &control).expect("it can be renamed");
+
+    // Nor does another cluster stand in the way: its links aren't read.
+    let other = data.with_file_name("other");
+    fs::create_dir_all(other.join("global")).expect("a folder can be made");
+    fs::create_dir(&to).expect("a folder can be made");
+    std::os::unix::fs::symlink(&to, other.join("pg_wal")).expect("a link can be made");
+    let configuration = fixture.root().join("shipping.toml");
+    let mut text = fs::read_to_string(&configuration).expect("it is there");
+    text.push_str(&format!("\n[clusters.other]\ndata_directory = {}\n", toml_string(&other)));
+    let two = fixture.root().join("two.toml");
+    fs::write(&two, text).expect("it can be written");
+    let two = Lockstep::new(&two, &fixture.cluster.bin);
+    let arguments = restore_arguments("latest", &to, &files);
+    let arguments = [&["--cluster", "main"], &arguments[..]].concat();
+    let refused = two.run(&[&arguments[..], &["--dry-run"]].concat());
+    assert_refused(exit::REFUSED, &refused, &["\"other\""]);
+    unhealthy(&fixture, &two, pool).expect(exit::DONE, &arguments);
+
+    fixture.cluster.start();
+    plain.expect(exit::DONE, &["list"]);
 }

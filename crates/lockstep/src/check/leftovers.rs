@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::{Finding, warning};
+use super::{Finding, failure, warning};
 use crate::clone;
 use crate::context::Context;
 use crate::error::Result;
@@ -14,7 +14,7 @@ use crate::restore::unfinished::{InTheWay, Whose};
 use crate::restore::{self, strays};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
-use crate::volume::zfs::{DatasetName, Made};
+use crate::volume::zfs::{Away, DatasetName, Made};
 
 const SUBJECT: &str = "unfinished";
 
@@ -26,11 +26,17 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
     if !running {
         for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
             // If its manifest is there, the set is complete all the same.
-            let is_lost = !cx.state.is_complete(entry.set.as_str())
-                && unfinished::is_marked_complete(cx, &entry)?;
+            let is_lost = match cx.state.is_complete(entry.set.as_str()) {
+                true => Ok(false),
+                false => unfinished::is_marked_complete(cx, &entry),
+            };
             all.push(match is_lost {
-                true => warning("snapshots", format!("set {}: {NO_MANIFEST}", entry.set), ADOPT),
-                false => of_backup(&entry),
+                Ok(true) => {
+                    warning("snapshots", format!("set {}: {NO_MANIFEST}", entry.set), ADOPT)
+                }
+                Ok(false) => of_backup(&entry),
+                // Its pool may be suspended.
+                Err(error) => failure(SUBJECT, &error),
             });
         }
         for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
@@ -43,6 +49,15 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
     }
     for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
         if restore::unfinished::is_alive(cx, &entry.id)? {
+            continue;
+        }
+        if let Some(pool) = restore::unfinished::suspended(cx, &entry) {
+            let what = format!(
+                "{} was cut off, and pool \"{pool}\", which has something of it, is suspended",
+                entry.id
+            );
+            let hint = format!("`{}`, once its disks are back", Away::Suspended.command(&pool));
+            all.push(warning(SUBJECT, what, hint));
             continue;
         }
         match restore::unfinished::whose_now(cx, &entry)? {

@@ -8,7 +8,6 @@ use super::{Finding, branches, failure, ok, warning, writable, wrong};
 use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::names::SetId;
-use crate::postgres::instance;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
@@ -89,7 +88,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         }
         None => ok("sets", format!("{number}, the newest{which} is {}", last.set)),
     });
-    let control = instance::read_control(&cx.cluster.data_directory).ok();
+    let control = cx.control().ok();
     let timelines = Branches::of(sets.iter().map(Member::from));
     all.extend(branches::check("sets", &timelines, Some(last), control.as_ref()));
     all.extend(control.and_then(|control| of_another(cx, last, &control)));
@@ -289,7 +288,7 @@ fn of_sets(
     let damaged_ids = damaged.iter().map(|(id, _)| id.as_str());
     let ids = ours.iter().map(|set| set.manifest.set.as_str()).chain(damaged_ids);
     let newest_id = retention::newest(ids, |id| id, now).map(str::to_owned);
-    let control = instance::read_control(&cx.cluster.data_directory).ok();
+    let control = cx.control().ok();
     let last = ours.last().map(|set| &set.manifest);
     match opened.branches(cx) {
         Ok(timelines) => {

@@ -84,7 +84,7 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<Done> {
         },
     )?;
     if json {
-        let mut value = as_json(&record);
+        let mut value = as_json(cx, &record);
         put_problems(&mut value, &problems);
         output::print_json(&value)?;
         return Ok(say_problems(&problems));
@@ -104,7 +104,7 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<Done> {
 fn list(cx: &Context, json: bool) -> Result<()> {
     let records = clone::list(cx)?;
     if json {
-        let clones: Vec<_> = records.iter().map(as_json).collect();
+        let clones: Vec<_> = records.iter().map(|record| as_json(cx, record)).collect();
         return output::print_json(&json!({"version": JSON_VERSION, "clones": clones}));
     }
     crate::steps::end_with_the_reader();
@@ -115,7 +115,11 @@ fn list(cx: &Context, json: bool) -> Result<()> {
             record.set.to_string(),
             record.created_at.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
             record.port.to_string(),
-            if record.is_running() { "running" } else { "stopped" }.to_owned(),
+            match record.is_running(&cx.zfs) {
+                Some(true) => "running".into(),
+                Some(false) => "stopped".into(),
+                None => "on a suspended pool".into(),
+            },
             output::path(&record.data_directory),
         ]);
     }
@@ -123,12 +127,12 @@ fn list(cx: &Context, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn as_json(record: &Record) -> Value {
+fn as_json(cx: &Context, record: &Record) -> Value {
     json!({
         "version": JSON_VERSION, "name": record.name, "set": record.set, "port": record.port,
         "data_directory": record.data_directory.display().to_string(),
         "socket_directory": record.socket_directory.display().to_string(),
-        "created_at": record.created_at, "running": record.is_running(),
+        "created_at": record.created_at, "running": record.is_running(&cx.zfs),
         "datasets": record.made.datasets,
     })
 }

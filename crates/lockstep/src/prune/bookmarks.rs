@@ -87,7 +87,8 @@ fn records(cx: &Context) -> Result<Vec<BookmarkRecord>> {
     Ok(all.into_iter().map(|(_, record)| record).collect())
 }
 
-/// Returns the sets whose bookmarks all exist. Those of a pool that isn't imported may come back.
+/// Returns the sets whose bookmarks all exist. Those of a pool that isn't imported, or is suspended, may come
+/// back.
 ///
 /// # Errors
 /// When a record can't be read, or ZFS fails.
@@ -97,8 +98,8 @@ pub(super) fn there(cx: &Context) -> Result<Vec<String>> {
         let name = record.set.snapshot_name();
         let mut are_there = true;
         for (dataset, guid) in &record.bookmarks {
-            are_there &= cx.zfs.has_bookmark_of(&dataset.snapshot(&name), *guid)?
-                || !cx.zfs.exists(dataset.pool())?;
+            are_there &= cx.zfs.away(dataset.pool())?.is_some()
+                || cx.zfs.has_bookmark_of(&dataset.snapshot(&name), *guid)?;
         }
         if are_there {
             sets.push(record.set.to_string());

@@ -12,7 +12,6 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::process::quote;
 use crate::restore;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
@@ -22,7 +21,7 @@ use crate::set::removal::{self, Removal};
 use crate::set::unread::{self, Unread};
 use crate::ship::begun;
 use crate::steps;
-use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
+use crate::volume::zfs::{Away, DatasetName, SnapshotName, Standing};
 
 /// Makes the plan, shows it, and carries it out. `asked` is what the repositories have.
 ///
@@ -114,10 +113,11 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
     Ok(whole.iter().copied().filter(going).map(|set| set.set.to_string()).collect())
 }
 
-fn is_away(set: &Manifest, pool: &str) -> String {
+fn is_away(set: &Manifest, pool: &str, why: Away) -> String {
     format!(
-        "pool \"{pool}\" isn't imported: zpool import {}; if it is gone for good: {} prune --local --set {}",
-        quote(pool),
+        "pool \"{pool}\" {}: {}; if it is gone for good: {} prune --local --set {}",
+        why.state(),
+        why.command(pool),
         lockstep(),
         set.set
     )
@@ -133,8 +133,8 @@ struct Facts {
     standing: BTreeMap<SnapshotName, Standing>,
     /// Snapshots that moved with their dataset or a promoted clone, by their name in the manifest.
     moved: BTreeMap<SnapshotName, (SnapshotName, Standing)>,
-    /// Pools that aren't imported.
-    away: BTreeSet<String>,
+    /// Pools that aren't imported, or are suspended.
+    away: BTreeMap<String, Away>,
     commons: Vec<Common>,
     /// Common sets that bookmarks can replace.
     replaceable: BTreeSet<String>,
@@ -157,7 +157,7 @@ impl Facts {
         let volumes = sets.iter().flat_map(|set| &set.volumes);
         let named: Vec<_> = volumes.map(|volume| volume.snapshot.clone()).collect();
         let standing = cx.zfs.standing(&named)?;
-        let away = cx.zfs.away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
+        let away = cx.zfs.all_away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
         Ok(Self {
             owner: cx.state.owner().to_owned(),
             sets,
@@ -192,9 +192,15 @@ impl Facts {
         Ok(())
     }
 
-    /// Returns whether nobody knows if the snapshot exists: its pool isn't imported, nor found under another name.
+    /// Returns why nobody knows whether the snapshot exists: its pool isn't imported, nor found under another name, or
+    /// it is suspended.
+    fn away(&self, volume: &SetVolume) -> Option<Away> {
+        let away = self.away.get(&volume.pool).copied();
+        away.filter(|_| !self.moved.contains_key(&volume.snapshot))
+    }
+
     fn is_away(&self, volume: &SetVolume) -> bool {
-        self.away.contains(&volume.pool) && !self.moved.contains_key(&volume.snapshot)
+        self.away(volume).is_some()
     }
 
     /// Ignores clones that are destroyed before anything is removed.
@@ -221,7 +227,8 @@ impl Facts {
         facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
             let id = set.set.to_string();
-            if facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
+            let is_here = !set.volumes.iter().any(|volume| facts.is_away(volume));
+            if is_here && facts.is_common(&id) && bookmarks::can_replace(cx, set)? {
                 facts.replaceable.insert(id);
             }
         }
@@ -288,8 +295,9 @@ impl Facts {
 
     /// Returns why the set can't be restored any more. While its pool isn't imported, nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
-        if let Some(volume) = set.volumes.iter().find(|volume| self.is_away(volume)) {
-            return Some(is_away(set, &volume.pool));
+        let away = |volume| self.away(volume).map(|why| is_away(set, &volume.pool, why));
+        if let Some(why) = set.volumes.iter().find_map(away) {
+            return Some(why);
         }
         let (volume, found) = set.first_gone(&self.standing)?;
         let name = &volume.snapshot;
@@ -309,8 +317,8 @@ impl Facts {
     /// of its snapshots moved with a promoted clone.
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
-            if self.is_away(volume) {
-                return (!is_named).then(|| is_away(set, &volume.pool));
+            if let Some(why) = self.away(volume) {
+                return (!is_named).then(|| is_away(set, &volume.pool, why));
             }
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
@@ -330,10 +338,12 @@ impl Facts {
     /// Reports which snapshots of a set that is given up can't be removed with it.
     fn tell_what_stays(&self, id: &str) {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
-        for volume in set.flat_map(|set| &set.volumes).filter(|v| self.is_away(v)) {
+        for volume in set.flat_map(|set| &set.volumes) {
+            let Some(why) = self.away(volume) else { continue };
             tracing::warn!(
-                "set {id} is given up: pool \"{}\" isn't imported, and still has \"{}\" if it comes back",
+                "set {id} is given up: pool \"{}\" {}, and still has \"{}\" if it comes back",
                 volume.pool,
+                why.state(),
                 volume.snapshot
             );
         }

@@ -13,7 +13,6 @@ use pgfiles::lsn::SystemIdentifier;
 use super::{Repository, Shipped};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
-use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
 
@@ -41,7 +40,7 @@ impl Identity {
     /// The same, from this host's sets, oldest first.
     #[must_use]
     pub fn of(cx: &Context, sets: &[Manifest]) -> Self {
-        let control = instance::read_control(&cx.cluster.data_directory).ok();
+        let control = cx.control().ok();
         Self {
             live: control.map(|control| control.system_identifier),
             of_sets: sets.last().map(|newest| newest.postgres.system_identifier),
@@ -154,7 +153,7 @@ pub fn formerly(
 
 /// The refusal to remove sets by a policy when nobody can tell whose they are.
 pub fn nobodys(cx: &Context, repository: &str) -> Error {
-    let control = instance::read_control(&cx.cluster.data_directory);
+    let control = cx.control();
     let why = control.err().map_or_else(String::new, |error| error.chain());
     let (cluster, repository) = (cx.name.to_string(), repository.to_owned());
     Refusal::WhoseSets { cluster, repository, why }.into()

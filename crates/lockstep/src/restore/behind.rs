@@ -132,6 +132,9 @@ impl End {
     ) {
         let on = self.followed();
         for data in original::here(build.cx, &build.manifest, &build.placement) {
+            if build.cx.zfs.suspended_at(&data).is_some() {
+                continue;
+            }
             let Ok(control) = instance::read_control(&data) else { continue };
             let is_it = control.system_identifier == self.identity.system_identifier
                 && Some(control.checkpoint_copy.timeline) == on

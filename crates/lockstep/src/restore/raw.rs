@@ -137,29 +137,53 @@ impl Receiving<'_> {
         };
         let own = zfs.key_location(&encryption.root)?;
         let original = segment(from, shipped)?.key_location;
-        for location in [Some(own.clone()), original].into_iter().flatten() {
-            if !is_local_key(&location) {
-                continue;
+        let locations = [Some(own.clone()), original].into_iter().flatten();
+        match first_that_fits(locations, |location| zfs.load_key(&encryption.root, location)) {
+            Ok(location) if location == own => Ok(true),
+            Ok(location) => {
+                tracing::info!(%dataset, %location, "its key is where the original's is");
+                // So that the next boot finds it too.
+                zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
+                Ok(true)
             }
-            match zfs.load_key(&encryption.root, &location) {
-                Ok(()) if location == own => return Ok(true),
-                Ok(()) => {
-                    // So that the next boot finds it too.
-                    zfs.set("keylocation", &location, std::slice::from_ref(&encryption.root))?;
-                    return Ok(true);
-                }
-                Err(error) => {
+            Err(others) => {
+                for (location, error) in others {
                     tracing::warn!(%dataset, %location, error = %error.chain(), "this isn't its key");
                 }
+                Ok(false)
             }
         }
-        Ok(false)
     }
+}
+
+/// Returns the first of these locations on this host whose key `load` takes, or what was wrong with each. That one isn't
+/// the right key says nothing if another is: a `zfs change-key` of the original may have come with another location.
+fn first_that_fits<E>(
+    locations: impl Iterator<Item = String>,
+    load: impl Fn(&str) -> Result<(), E>,
+) -> Result<String, Vec<(String, E)>> {
+    let mut others = Vec::new();
+    for location in locations.filter(|location| is_local_key(location)) {
+        match load(&location) {
+            Ok(()) => return Ok(location),
+            Err(error) => others.push((location, error)),
+        }
+    }
+    Err(others)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_does_not_fit_counts_only_if_none_does() {
+        let locations = || ["prompt", "file:///old", "file:///new"].map(str::to_owned).into_iter();
+        let load = |right: &'static str| move |it: &str| (it == right).then_some(()).ok_or(());
+        assert_eq!(first_that_fits(locations(), load("file:///new")).unwrap(), "file:///new");
+        let others = first_that_fits(locations(), load("prompt")).unwrap_err();
+        assert_eq!(others, [("file:///old".to_owned(), ()), ("file:///new".to_owned(), ())]);
+    }
 
     #[test]
     fn what_is_there_is_not_received_again() {

@@ -4,8 +4,6 @@
 //! loaded. What isn't there then looks like what is gone, and its journal is forgotten. Later it comes back with
 //! pg_control in its place, and with links that a killed recovery made to the original's tablespaces.
 
-use std::collections::BTreeSet;
-
 use super::parked;
 use crate::context::Context;
 use crate::error::Result;
@@ -13,16 +11,12 @@ use crate::set::journal::RestoreJournal;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::DatasetName;
 
-/// Returns which of its pools aren't imported, for people; `None` if all are.
+/// Returns which of its pools aren't imported or are suspended, for people; `None` if all can be seen.
 pub(super) fn pools_away(cx: &Context, entry: &RestoreJournal) -> Result<Option<String>> {
-    let datasets: BTreeSet<_> = entry.datasets.iter().chain(&entry.data_on).collect();
-    let away = cx.zfs.away(datasets.into_iter().map(DatasetName::pool))?;
-    let names: Vec<_> = away.iter().map(|pool| format!("\"{pool}\"")).collect();
-    Ok(match &names[..] {
-        [] => None,
-        [one] => Some(format!("pool {one} isn't imported")),
-        all => Some(format!("pools {} aren't imported", all.join(", "))),
-    })
+    let datasets = entry.datasets.iter().chain(&entry.data_on);
+    let away = cx.zfs.all_away(datasets.map(DatasetName::pool))?;
+    let words = away.iter().map(|(pool, why)| format!("pool \"{pool}\" {}", why.state()));
+    Ok((!away.is_empty()).then(|| words.collect::<Vec<_>>().join(", ")))
 }
 
 /// Returns what isn't mounted and may hold what the restore made, for people. A parked dataset is left out: nothing

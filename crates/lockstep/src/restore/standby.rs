@@ -36,6 +36,7 @@ pub(super) fn check(
         ));
     }
     for data in original::here(cx, manifest, placement) {
+        cx.zfs.reachable(&data)?;
         if let Some(pid) = server::running(&data)? {
             return Err(Refusal::StandbyBesideOriginal { data, pid }.into());
         }

@@ -97,6 +97,13 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         drop(held);
         return Ok(());
     }
+    if let Some(pool) = suspended(cx, entry) {
+        tracing::warn!(
+            id = %entry.id, data = %entry.data.display(),
+            "pool \"{pool}\" is suspended: what an unfinished {} left there stays for now", kind(&entry.id)
+        );
+        return Ok(());
+    }
     let _alone = match alone::nobody_in(&entry.alone_in) {
         Ok(Some(held)) => held,
         Ok(None) => {
@@ -182,6 +189,16 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
     forget(path, cx, entry, held)
 }
 
+/// Returns the suspended pool on which a restore made something: that can't be looked at until the pool is cleared.
+pub(crate) fn suspended(cx: &Context, entry: &RestoreJournal) -> Option<String> {
+    let folders =
+        entry.alone_in.iter().chain(&entry.places).chain(&entry.own).chain(&entry.emptied);
+    let mut folders = folders.chain([&entry.data]);
+    let dataset = || entry.datasets.iter().find(|dataset| cx.zfs.answers(dataset).is_err());
+    let folder = folders.find_map(|folder| cx.zfs.suspended_at(folder));
+    folder.map(|it| it.pool).or_else(|| dataset().map(|it| it.pool().to_owned()))
+}
+
 /// Removes lock files of killed commands that have no journal: for a clone's name, or a place for datasets.
 fn remove_locks(cx: &Context) -> Result<()> {
     let folder = cx.state.path("restores");
@@ -254,7 +271,8 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
         let lock = lock_path(cx, &entry.id);
         // Only looks: a restore that begins at this moment gets them.
         let mut locks = entry.alone_in.iter().filter(|folder| folder.is_dir()).chain([&lock]);
-        if locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
+        if suspended(cx, &entry).is_some()
+            || locks.any(|lock| Lock::is_held(lock).unwrap_or(true))
             || !matches!(whose_now(cx, &entry)?, Whose::Ours)
         {
             continue;
@@ -408,7 +426,10 @@ fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
         return None;
     }
     let data = std::fs::canonicalize(&entry.data).ok()?;
-    let is_it = |path: &Path| std::fs::canonicalize(path).is_ok_and(|path| path == data);
+    let is_it = |path: &Path| {
+        cx.zfs.suspended_at(path).is_none()
+            && std::fs::canonicalize(path).is_ok_and(|path| path == data)
+    };
     let mut clusters = cx.clusters.iter();
     clusters.find(|(_, cluster)| is_it(&cluster.data_directory)).map(|(name, _)| name.clone())
 }

@@ -209,12 +209,12 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
 /// # Errors
 /// When ZFS fails.
 pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
-    let away = cx.zfs.away(gone.iter().map(|one| one.0.dataset.pool()))?;
+    let away = cx.zfs.all_away(gone.iter().map(|one| one.0.dataset.pool()))?;
     let imported = if away.is_empty() { Vec::new() } else { cx.zfs.pools()? };
     let mut by_pool: BTreeMap<DatasetName, Vec<&Recorded>> = BTreeMap::new();
     for one in gone {
         let pool = one.0.dataset.pool();
-        let pools = match away.contains(pool) {
+        let pools = match away.contains_key(pool) {
             true => imported.clone(),
             false => vec![DatasetName::new(pool).map_err(Error::failed)?],
         };
@@ -282,7 +282,7 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
 /// Releases a snapshot that somebody has renamed: it is theirs to keep, and without Lockstep's hold theirs to
 /// destroy.
 fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Result<()> {
-    if !cx.zfs.exists(dataset.as_str())? {
+    if cx.zfs.away(dataset.pool())?.is_some() || !cx.zfs.exists(dataset.as_str())? {
         return Ok(());
     }
     let Some(found) = itself(cx, cx.zfs.snapshots_of(dataset)?, guid, createtxg)? else {
@@ -319,8 +319,11 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     }
     // A pool that is merely exported may come back with its snapshot.
     for (SnapshotName { dataset, .. }, (of, _)) in named.iter().zip(&entry.snapshots) {
-        if !entry.gives_up(of) && !cx.zfs.exists(dataset.pool())? {
-            let why = format!("pool \"{}\" is away", dataset.pool());
+        if entry.gives_up(of) {
+            continue;
+        }
+        if let Some(why) = cx.zfs.away(dataset.pool())? {
+            let why = format!("pool \"{}\" {}", dataset.pool(), why.state());
             return Ok(Removal::Unfinished(why));
         }
     }

@@ -5,7 +5,7 @@
 //! split or copied as a whole can't. So a snapshot only counts as the set's on a pool that this cluster is on or has
 //! sets on, and only if there aren't two of it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::manifest::Manifest;
 use crate::context::{Context, lockstep};
@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::names::SetId;
 use crate::process::quote;
 use crate::survey;
-use crate::volume::zfs::{Marked, SnapshotName};
+use crate::volume::zfs::{Away, Marked, SnapshotName};
 
 /// Returns what to do about a set whose manifest can't be read, in a repository or on this host.
 #[must_use]
@@ -37,8 +37,8 @@ pub struct Unread {
     pub copies: Vec<SnapshotName>,
     /// Snapshots that may be its own or copies.
     pub unclear: Vec<SnapshotName>,
-    /// Pools that aren't imported, and may have some of its snapshots.
-    pub away: BTreeSet<String>,
+    /// Pools that can't be searched, and may have some of its snapshots.
+    pub away: BTreeMap<String, Away>,
 }
 
 /// Looks for the snapshots of a set in all imported pools; `others` are the readable sets of the cluster.
@@ -54,7 +54,7 @@ pub fn find(cx: &Context, set: &SetId, others: &[Manifest]) -> Result<Unread> {
         // The cluster may be gone, or its pool not available.
         Err(error) => tracing::debug!(error = %error.chain(), "where the cluster is isn't known"),
     }
-    let away = cx.zfs.away(pools.iter().map(String::as_str))?;
+    let away = cx.zfs.all_away(pools.iter().map(String::as_str))?;
     let found = cx.zfs.marked_snapshots(set.as_str(), cx.state.owner())?;
     Ok(sort(set, found, &pools, away))
 }
@@ -64,7 +64,7 @@ fn sort(
     set: &SetId,
     found: Vec<Marked>,
     pools: &BTreeSet<String>,
-    away: BTreeSet<String>,
+    away: BTreeMap<String, Away>,
 ) -> Unread {
     let (set, unclear) = (set.clone(), Vec::new());
     let (own, copies): (Vec<_>, Vec<_>) = found.into_iter().partition(|one| one.is_local);
@@ -91,10 +91,11 @@ impl Unread {
                 "no snapshot of set {set} was found on the pools that are imported, and its manifest doesn't say where they are: `{lockstep} check` names those that turn up"
             ));
         }
-        problems.extend(self.away.iter().map(|pool| {
+        problems.extend(self.away.iter().map(|(pool, why)| {
             format!(
-                "pool \"{pool}\" isn't imported, and keeps what it has of set {set}: `zpool import {}` before the set is removed, or `{lockstep} check` afterwards names the snapshots",
-                quote(pool)
+                "pool \"{pool}\" {}, and keeps what it has of set {set}: `{}` before the set is removed, or `{lockstep} check` afterwards names the snapshots",
+                why.state(),
+                why.command(pool)
             )
         }));
         problems.extend(self.unclear.iter().map(|snapshot| {
@@ -123,7 +124,7 @@ mod tests {
     }
 
     fn sorted(found: Vec<Marked>, away: &[&str]) -> [Vec<String>; 4] {
-        let away = away.iter().map(|pool| (*pool).to_owned()).collect();
+        let away = away.iter().map(|pool| ((*pool).to_owned(), Away::NotImported)).collect();
         let pools = ["tank", "fast"].map(str::to_owned).into();
         let all = sort(&ID.parse().unwrap(), found, &pools, away);
         let own: Vec<_> = all.own.iter().map(|one| one.snapshot.clone()).collect();

@@ -8,13 +8,17 @@ use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, SetVolume, hash_file};
+use crate::volume::zfs::Away;
 
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
     for volume in &manifest.volumes {
-        let Some(found) = cx.zfs.find_snapshot(&volume.snapshot)? else {
-            let is_away = !cx.zfs.exists(&volume.pool)?;
-            return Err(missing(cx, manifest, volume, is_away).into());
+        let found = match cx.zfs.find_snapshot(&volume.snapshot) {
+            Ok(Some(found)) => found,
+            other => match (cx.zfs.away(&volume.pool)?, other) {
+                (None, Err(error)) => return Err(error),
+                (away, _) => return Err(missing(cx, manifest, volume, away).into()),
+            },
         };
         if found.guid != volume.guid {
             return Err(Refusal::SnapshotSwapped {
@@ -45,7 +49,8 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
     };
     let named: Vec<_> = sets.iter().flat_map(snapshots).collect();
     let standing = cx.zfs.standing(&named)?;
-    let away = cx.zfs.away(sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str()))?;
+    let pools = sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str());
+    let away = cx.zfs.all_away(pools)?;
     let why = |set: &Manifest| {
         let (volume, found) = set.first_gone(&standing)?;
         // It may be removed at the same time, and not exist any more.
@@ -53,7 +58,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
             return None;
         }
         Some(match found {
-            None => missing(cx, set, volume, away.contains(&volume.pool)),
+            None => missing(cx, set, volume, away.get(&volume.pool).copied()),
             Some(found) => Refusal::SnapshotSwapped {
                 set: set.set.to_string(),
                 snapshot: volume.snapshot.to_string(),
@@ -71,12 +76,14 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
 
 /// Returns the refusal for a snapshot that doesn't exist: if its pool isn't available, nobody knows whether it is
 /// gone.
-fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, is_away: bool) -> Refusal {
+fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, away: Option<Away>) -> Refusal {
     let (id, snapshot) = (set.set.to_string(), volume.snapshot.to_string());
     let repositories = cx.state.repositories_with(&set.set);
-    match is_away {
-        true => Refusal::PoolAway { set: id, pool: volume.pool.clone(), snapshot, repositories },
-        false => Refusal::SnapshotMissing { set: id, snapshot, repositories },
+    match away {
+        Some(why) => {
+            Refusal::PoolAway { set: id, pool: volume.pool.clone(), why, snapshot, repositories }
+        }
+        None => Refusal::SnapshotMissing { set: id, snapshot, repositories },
     }
 }
 

@@ -167,8 +167,26 @@ fn only_what_differs_is_written_over_an_older_restore() {
     symlink(outside.join("kept"), data.join("pg/PG_VERSION")).expect("a link can be made");
     fs::remove_file(odd.join("-rf")).expect("it can be removed");
     fs::hard_link(outside.join("kept"), odd.join("-rf")).expect("a link can be made");
+    // Rights that the set doesn't give: to a file, to all that is made in a folder, and to it.
+    let attributes = [
+        ("pg/PG_VERSION-list", "system.posix_acl_access"),
+        ("pg/global/1262", "system.posix_acl_access"),
+        ("pg/global", "system.posix_acl_access"),
+        ("pg/global", "system.posix_acl_default"),
+        ("pg", "system.posix_acl_default"),
+        ("pg/global/1262", "user.theirs"),
+        ("pg/global/1262", "trusted.theirs"),
+    ];
+    fs::write(data.join("pg/PG_VERSION-list"), b"15").expect("it can be written");
+    for (path, name) in attributes {
+        let value = if name.starts_with("system.") { access_list() } else { b"x".to_vec() };
+        rustix::fs::setxattr(data.join(path), name, &value, rustix::fs::XattrFlags::empty())
+            .unwrap_or_else(|error| panic!("{path}: {name}: {error}"));
+    }
     let json = prepared.restore_and_look(&second, &to, &["--delta"], || {
         prepared.assert_same(&second, &to);
+        let with_more = with_attributes(&to);
+        assert!(with_more.is_empty(), "{with_more:?}");
     });
     assert!(json["removed"].as_u64().is_some_and(|removed| removed >= 8), "{json}");
     let left: Vec<_> = fs::read_dir(&outside).expect("it is there").flatten().collect();
@@ -192,6 +210,37 @@ fn only_what_differs_is_written_over_an_older_restore() {
     let server = restored.server();
     assert_eq!(server.value("postgres", "SELECT count(*) FROM later"), "1000");
     Checker::new(SCALE).check_and_stop(server).assert_right("after many deltas");
+}
+
+/// An access control list that lets user 65533 read (linux/posix_acl_xattr.h).
+fn access_list() -> Vec<u8> {
+    const NOBODY: u32 = u32::MAX;
+    let entries: [(u16, u16, u32); 5] =
+        [(1, 6, NOBODY), (2, 4, 65533), (4, 4, NOBODY), (0x10, 4, NOBODY), (0x20, 0, NOBODY)];
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, rights, id) in entries {
+        bytes.extend(tag.to_le_bytes().into_iter().chain(rights.to_le_bytes()));
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+/// Everything in a folder that has extended attributes, with their names.
+fn with_attributes(folder: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    let mut waiting = vec![folder.to_owned()];
+    while let Some(path) = waiting.pop() {
+        let mut names = [0; 4096];
+        let length = rustix::fs::llistxattr(&path, &mut names[..]).expect("they can be listed");
+        let names = String::from_utf8_lossy(&names[..length]).into_owned();
+        if path.symlink_metadata().expect("it is there").is_dir() {
+            waiting.extend(fs::read_dir(&path).expect("a folder").flatten().map(|it| it.path()));
+        }
+        if !names.is_empty() {
+            found.push((path, names));
+        }
+    }
+    found
 }
 
 fn largest(folder: &Path) -> PathBuf {

@@ -82,6 +82,34 @@ pub fn pretending(fixture: &Fixture, lockstep: &Lockstep, name: &str, cases: &st
     with_first(&bin, lockstep)
 }
 
+/// The program, with a `zfs` and a `zpool` that say of one pool what they say if its disks are gone.
+#[track_caller]
+pub fn suspending(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep {
+    let lockstep = unhealthy(fixture, lockstep, pool);
+    let cases = format!(
+        "*' {pool}'|*' {pool} '*|*' {pool}/'*|*' {pool}@'*)\n  for last; do :; done\n  \
+         echo \"cannot open '$last': pool I/O is currently suspended\" >&2\n  exit 1;;"
+    );
+    let script = format!(
+        "#!/bin/sh\nPATH=${{PATH#*:}}\ncase \" $*\" in\n{cases}\n*) exec zfs \"$@\";;\nesac\n"
+    );
+    put_script(&fixture.root().join("unhealthy"), "zfs", &script);
+    lockstep
+}
+
+/// The same, but only `zpool list` says it.
+#[track_caller]
+pub fn unhealthy(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep {
+    let bin = fixture.root().join("unhealthy");
+    fs::create_dir_all(&bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
+    let script = format!(
+        "#!/bin/sh\nPATH=${{PATH#*:}}\nzpool \"$@\" | case \"$*\" in\n\
+         'list -H -o name,health') sed 's/^{pool}\\t.*/{pool}\\tSUSPENDED/';;\n*) cat;;\nesac\n"
+    );
+    put_script(&bin, "zpool", &script);
+    with_first(&bin, lockstep)
+}
+
 fn with_first(bin: &Path, lockstep: &Lockstep) -> Lockstep {
     let mut path = bin.to_owned().into_os_string();
     path.push(":");

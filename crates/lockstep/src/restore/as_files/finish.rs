@@ -56,7 +56,7 @@ pub(super) fn finish(
         let folder = folders.get(file.folder)?;
         if file.is_regular() {
             let fd = root.file(plan, file, folder, OFlags::RDONLY)?;
-            giver.give(&fd, file.object, attributes, made.existing.contains(&at), &path)?;
+            giver.give(&fd, file.object, attributes, &path)?;
         } else {
             giver.give_by_name(folder, file.name, attributes, &path)?;
         }
@@ -64,7 +64,7 @@ pub(super) fn finish(
     for (at, folder) in plan.folders.iter().enumerate().rev() {
         let attributes = &*volume.tree.attributes(folder.object)?;
         let fd = root.folder(plan, at)?;
-        giver.give(&fd, folder.object, attributes, volume.delta, &|| plan.folder_path(at))?;
+        giver.give(&fd, folder.object, attributes, &|| plan.folder_path(at))?;
     }
     Ok(())
 }
@@ -84,11 +84,10 @@ impl Giver<'_> {
         fd: &OwnedFd,
         object: u64,
         attributes: &Attributes,
-        existed: bool,
         path: &dyn Fn() -> PathBuf,
     ) -> Result<()> {
         let failed = |verb| self.root.failed(verb, path);
-        self.give_xattrs(fd, object, existed, path)?;
+        self.give_xattrs(fd, object, path)?;
         if let Some((uid, gid)) = self.owner(attributes)? {
             rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(failed("change the owner of"))?;
         }
@@ -134,17 +133,12 @@ impl Giver<'_> {
         Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
     }
 
-    fn give_xattrs(
-        &self,
-        fd: &OwnedFd,
-        object: u64,
-        existed: bool,
-        path: &dyn Fn() -> PathBuf,
-    ) -> Result<()> {
+    fn give_xattrs(&self, fd: &OwnedFd, object: u64, path: &dyn Fn() -> PathBuf) -> Result<()> {
         let wanted = self.volume.tree.xattrs(object)?;
         let wanted: Vec<(Vec<u8>, XattrValue)> =
             wanted.into_iter().map(|(name, value)| (qualified(name), value)).collect();
-        if existed {
+        // A file that is made in an older restore inherits its folder's default access control list.
+        if self.volume.delta {
             self.remove_xattrs(fd, &wanted, path)?;
         }
         for (name, value) in &wanted {
@@ -166,7 +160,8 @@ impl Giver<'_> {
         Ok(())
     }
 
-    /// Removes the user attributes that the set doesn't have; the system's attributes stay.
+    /// Removes the attributes that the set doesn't have, access control lists among them: a right that was withdrawn
+    /// mustn't stay. What the system keeps for itself (`security.*`) stays.
     fn remove_xattrs(
         &self,
         fd: &OwnedFd,
@@ -180,10 +175,14 @@ impl Giver<'_> {
             Err(errno) => return Err(self.root.failed("list the attributes of", path)(errno)),
         };
         let found = names[..length].split(|byte| *byte == 0).filter(|name| !name.is_empty());
-        for name in found.filter(|name| name.starts_with(b"user.")) {
-            if !wanted.iter().any(|(known, _)| known == name) {
-                rustix::fs::fremovexattr(fd, OsStr::from_bytes(name))
-                    .map_err(self.root.failed("remove an attribute of", path))?;
+        for name in found.filter(|name| is_kept_in_sets(name)) {
+            if wanted.iter().any(|(known, _)| known == name) {
+                continue;
+            }
+            match rustix::fs::fremovexattr(fd, OsStr::from_bytes(name)) {
+                // XFS also lists an access control list as `trusted.SGI_ACL_FILE`, which is gone with it.
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(self.root.failed("remove an attribute of", path)(errno)),
             }
         }
         Ok(())
@@ -198,6 +197,12 @@ impl Giver<'_> {
             "extended attributes can't be restored here; the first of them is named"
         );
     }
+}
+
+/// Whether a set has the attributes of this name, so that a missing one means that the original had none.
+fn is_kept_in_sets(name: &[u8]) -> bool {
+    let lists: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
+    name.starts_with(b"user.") || name.starts_with(b"trusted.") || lists.contains(&name)
 }
 
 /// Whether the restore must end because an attribute of this size couldn't be written, for a reason other than the

@@ -12,7 +12,7 @@ use crate::restore::control;
 use crate::restore::marker::Marker;
 use crate::restore::placement::Placement;
 use crate::volume::mounts::{self, Mounts};
-use crate::volume::zfs::DatasetName;
+use crate::volume::zfs::{DatasetName, Suspended};
 
 /// A part of a cluster of the configuration, by its real path.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,13 +22,18 @@ pub(super) struct Live {
     pub(super) path: PathBuf,
 }
 
-/// Returns the parts of the clusters of the configuration. If a data directory is gone, there is nothing to protect.
+/// Returns the parts of the clusters of the configuration. If a data directory is gone, there is nothing to protect. If
+/// it is on a suspended pool, only its path is known: looking into it would take until the pool is cleared.
 pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
     let mut all = Vec::new();
     let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
     let own = (cx.name.as_str(), cx.cluster);
     for (name, cluster) in others.map(|(name, cluster)| (name.as_str(), cluster)).chain([own]) {
         let data = &cluster.data_directory;
+        if let Some(Suspended { path, .. }) = cx.zfs.suspended_at(data) {
+            all.push(Live { cluster: name.to_owned(), kind: PartKind::Data, path });
+            continue;
+        }
         if !data.is_dir() {
             continue;
         }
@@ -41,9 +46,11 @@ pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
         };
         let parts = parts.into_iter().map(|part| (part.kind, part.path));
         for (kind, path) in parts.chain([(PartKind::Data, data.clone())]) {
-            if let Ok(path) = std::fs::canonicalize(path) {
-                all.push(Live { cluster: name.to_owned(), kind, path });
-            }
+            let path = match cx.zfs.suspended_at(&path) {
+                Some(Suspended { path, .. }) => Some(path),
+                None => std::fs::canonicalize(path).ok(),
+            };
+            all.extend(path.map(|path| Live { cluster: name.to_owned(), kind, path }));
         }
     }
     Ok(all)

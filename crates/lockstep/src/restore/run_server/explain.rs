@@ -1,5 +1,7 @@
 //! Explains why recovery ended where it did, and what to do.
 
+use std::path::PathBuf;
+
 use super::{CONSISTENT, NOT_REACHED, has_said};
 use crate::error::Error;
 use crate::postgres::instance;
@@ -73,7 +75,9 @@ fn not_as_there(is_clone: bool) -> &'static str {
 /// Whether the set's cluster runs on this host.
 fn original_runs(build: &Build) -> bool {
     let all = original::here(build.cx, &build.manifest, &build.placement);
-    all.iter().any(|data| server::running(data).is_ok_and(|running| running.is_some()))
+    let is_reachable = |data: &&PathBuf| build.cx.zfs.suspended_at(data).is_none();
+    let mut all = all.iter().filter(is_reachable);
+    all.any(|data| server::running(data).is_ok_and(|running| running.is_some()))
 }
 
 /// Returns why recovery can't begin with the set: it follows a timeline that doesn't contain the set's end

@@ -5,14 +5,17 @@ use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::Lsn;
 
+use crate::context::Context;
 use crate::error::Result;
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
+use crate::plan::layout::PartKind;
 use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
 use crate::restore::tree;
+use crate::set::manifest::SetPart;
 use crate::volume::mounts::Mounts;
 
 /// Prepares the namespace: the original tablespace paths lead to the restored cluster.
@@ -44,6 +47,7 @@ pub(super) fn isolate(
         binds.push(Bind { from: folder, at: original });
     }
     for at in binds.iter().map(|bind| &bind.at) {
+        build.cx.zfs.reachable(at)?;
         let missing = at.ancestors().take_while(|path| !path.exists()).map(Path::to_path_buf);
         build.journal.places_of_others.extend(missing);
     }
@@ -106,12 +110,28 @@ fn forget_older(folder: &Path) -> Result<()> {
 /// and those in the set's own WAL.
 fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let live = &build.cx.cluster.data_directory;
-    let mut all = if live.is_dir() { instance::tablespace_links(live)? } else { Vec::new() };
+    let mut all = match build.cx.zfs.suspended_at(live) {
+        Some(_) => in_newest_set(build.cx)?,
+        None if live.is_dir() => instance::tablespace_links(live)?,
+        None => Vec::new(),
+    };
     let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.replays()) else {
         return Ok(all);
     };
     all.extend(created_in_wal(build, bin_dir, start));
     Ok(all)
+}
+
+/// Returns the tablespaces that the live cluster had when its newest set here was taken: its data directory can't be
+/// read.
+fn in_newest_set(cx: &Context) -> Result<Vec<(u32, PathBuf)>> {
+    let (sets, _) = cx.state.sets()?;
+    let parts = sets.last().into_iter().flat_map(|set| &set.volumes).flat_map(|of| &of.parts);
+    let of = |part: &SetPart| match part.kind {
+        PartKind::Tablespace { oid, .. } => Some((oid, part.path.clone())),
+        _ => None,
+    };
+    Ok(parts.filter_map(of).collect())
 }
 
 fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {

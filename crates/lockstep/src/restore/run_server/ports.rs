@@ -53,7 +53,9 @@ pub fn check_port(port: u16, sockets: &[PathBuf]) -> Result<()> {
 /// Returns where a restored server may open its socket: first its own folder, then where the original does or did.
 pub(in crate::restore) fn sockets(cx: &Context, directory: &Path) -> Vec<PathBuf> {
     let mut folders = vec![socket_directory(directory)];
-    folders.extend(instance::socket_directory(&cx.cluster.data_directory));
+    if cx.zfs.suspended_at(&cx.cluster.data_directory).is_none() {
+        folders.extend(instance::socket_directory(&cx.cluster.data_directory));
+    }
     let host = cx.cluster.host.iter().map(PathBuf::from);
     folders.extend(host.filter(|path| path.is_absolute()));
     folders.extend(["/tmp", "/var/run/postgresql"].map(PathBuf::from));

@@ -15,6 +15,7 @@ mod said;
 mod snapshot;
 mod standing;
 mod stream;
+mod suspended;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -31,6 +32,7 @@ pub use guid::Guid;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
 pub use stream::{Base, SendSpec};
+pub use suspended::{Away, Suspended};
 
 use crate::error::Result;
 use crate::lock::Lock;
@@ -180,6 +182,8 @@ pub struct Zfs {
     memory: known::Memory,
     /// The folders below which pools were imported, by pool.
     altroots: OnceLock<BTreeMap<String, PathBuf>>,
+    /// The pools that are suspended.
+    suspended: OnceLock<BTreeSet<String>>,
     /// The lock files under which ZFS is changed, the newest last.
     locks: Mutex<Vec<Weak<File>>>,
 }
@@ -319,27 +323,42 @@ impl Zfs {
         }
     }
 
-    /// Returns those of these pools that aren't imported.
+    /// Returns why a pool's datasets can't be listed; `None` if they can.
     ///
     /// # Errors
     /// When ZFS fails.
-    pub fn away<'a>(&self, pools: impl Iterator<Item = &'a str>) -> Result<BTreeSet<String>> {
-        let mut away = BTreeSet::new();
-        for pool in pools.collect::<BTreeSet<_>>() {
-            if !self.exists(pool)? {
-                away.insert(pool.to_owned());
-            }
+    pub fn away(&self, pool: &str) -> Result<Option<Away>> {
+        match self.run(["list", "-H", "-o", "name", pool]) {
+            Ok(_) => Ok(None),
+            Err(error) if said::is_absent(&error) => Ok(Some(Away::NotImported)),
+            Err(error) if said::is_suspended(&error) => Ok(Some(Away::Suspended)),
+            Err(error) => Err(error.into()),
         }
-        Ok(away)
     }
 
-    /// The pools that are imported.
+    /// Returns those of these pools whose datasets can't be listed.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn all_away<'a>(
+        &self,
+        pools: impl Iterator<Item = &'a str>,
+    ) -> Result<BTreeMap<String, Away>> {
+        let mut all = BTreeMap::new();
+        for pool in pools.collect::<BTreeSet<_>>() {
+            all.extend(self.away(pool)?.map(|why| (pool.to_owned(), why)));
+        }
+        Ok(all)
+    }
+
+    /// The pools that are imported and not suspended.
     ///
     /// # Errors
     /// When ZFS fails.
     pub fn pools(&self) -> Result<Vec<DatasetName>> {
         let out = Program::new("zpool").args(["list", "-H", "-o", "name"]).run()?;
-        out.stdout.lines().map(parse::dataset).collect()
+        let names = out.stdout.lines().filter(|name| !self.suspended().contains(*name));
+        names.map(parse::dataset).collect()
     }
 
     /// Sets one property on several datasets or snapshots.

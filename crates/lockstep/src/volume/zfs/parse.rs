@@ -1,6 +1,6 @@
 //! Parses the output of `zfs -H`. Errors quote verbatim what isn't understood.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
 use super::{DatasetName, Made, Properties, Tagged};
@@ -127,6 +127,12 @@ pub(super) fn snapshots(text: &str) -> impl Iterator<Item = (&str, &str)> {
 /// Parses `zpool get -H feature@NAME`: whether the pool has the feature.
 pub(super) fn has_feature(text: &str) -> bool {
     text.split('\t').any(|word| ["enabled", "active"].contains(&word))
+}
+
+/// Parses `zpool list -H -o name,health`: the pools that are suspended.
+pub(super) fn suspended(text: &str) -> BTreeSet<String> {
+    let pools = text.lines().filter_map(|line| line.split_once('\t'));
+    pools.filter(|(_, health)| *health == "SUSPENDED").map(|(name, _)| name.to_owned()).collect()
 }
 
 /// The option letters of `zfs send`, from the usage that it or `zfs` prints without arguments.

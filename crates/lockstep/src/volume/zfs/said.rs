@@ -15,6 +15,11 @@ pub(super) fn is_absent(error: &CommandError) -> bool {
         || text.contains("no such pool")
 }
 
+/// The pool is suspended: its disks are gone.
+pub(super) fn is_suspended(error: &CommandError) -> bool {
+    error.stderr().contains("pool I/O is currently suspended")
+}
+
 /// Something with that name exists already.
 pub(super) fn is_taken(error: &CommandError) -> bool {
     error.stderr().contains("exists")

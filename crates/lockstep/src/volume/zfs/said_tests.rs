@@ -69,6 +69,13 @@ fn openzfs_is_understood() {
         is_busy,
         "destroy-busy destroy-held destroy-pool-busy destroy-several-snapshots unmount-busy",
     );
+    // The disks of the captures' pools were there; this is what it says if they aren't.
+    says(is_suspended, "");
+    let (command, status) = (String::new(), ExitStatus::from_raw(256));
+    let stderr = "cannot open 'sus/d': pool I/O is currently suspended\n".to_owned();
+    assert!(is_suspended(&CommandError::Exit { command, status, stderr }));
+    let pools = parse::suspended("fast\tONLINE\nsus 1\tSUSPENDED\nSUSPENDED\tDEGRADED\n");
+    assert_eq!(pools, BTreeSet::from(["sus 1".to_owned()]));
     says(is_held_already, "hold-again");
     says(knows_no_property, "zfs-get-unknown-property zfs-list-bad-column");
     says(knows_no_command, "zfs-unknown-command");

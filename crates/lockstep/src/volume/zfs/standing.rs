@@ -32,7 +32,7 @@ pub struct Standing {
 }
 
 impl Zfs {
-    /// Looks at those of `snapshots` that exist.
+    /// Looks at those of `snapshots` that exist and aren't on a suspended pool.
     ///
     /// # Errors
     /// When ZFS fails.
@@ -43,7 +43,10 @@ impl Zfs {
         }
         let mut there = Vec::new();
         for (dataset, wanted) in by_dataset {
-            let found = self.snapshots_of(dataset)?;
+            let found = match self.snapshots_of(dataset) {
+                Err(Error::Command { error, .. }) if said::is_suspended(&error) => continue,
+                other => other?,
+            };
             there.extend(found.into_iter().filter(|snapshot| wanted.contains(&snapshot)));
         }
         let mut clones = self.clones_by_origin(&there)?;
