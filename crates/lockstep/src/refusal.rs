@@ -450,9 +450,9 @@ pub enum Refusal {
     )]
     NotOnTop {
         /// The dataset.
-        dataset: String,
+        dataset: Box<str>,
         /// The set.
-        set: String,
+        set: Box<str>,
         /// The dataset's newest snapshot.
         newest: Option<String>,
         /// The newest snapshot that would do.
@@ -462,7 +462,7 @@ pub enum Refusal {
         /// Whether it is stored raw.
         is_raw: bool,
         /// The commands that remove what is there, if it is an unfinished restore.
-        removal: Option<String>,
+        removal: Option<Box<str>>,
     },
     /// `--delta` to a dataset with a bookmark that a rollback can't pass.
     #[error("\"{bookmark}\" is newer than {snapshot}, to which --delta rolls its dataset back")]

@@ -66,13 +66,13 @@ impl FromRepository {
             newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began))
         });
         Err(Refusal::NotOnTop {
-            dataset: dataset.to_string(),
-            set: self.shipped.manifest.set.to_string(),
+            dataset: dataset.to_string().into(),
+            set: self.shipped.manifest.set.to_string().into(),
             newest,
             known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
             began,
             is_raw: shipped.raw.is_some(),
-            removal: removal(),
+            removal: removal().map(Into::into),
         }
         .into())
     }
