@@ -178,11 +178,21 @@ mod tests {
 
     #[test]
     fn a_key_that_does_not_fit_counts_only_if_none_does() {
-        let locations = || ["prompt", "file:///old", "file:///new"].map(str::to_owned).into_iter();
-        let load = |right: &'static str| move |it: &str| (it == right).then_some(()).ok_or(());
-        assert_eq!(first_that_fits(locations(), load("file:///new")).unwrap(), "file:///new");
-        let others = first_that_fits(locations(), load("prompt")).unwrap_err();
-        assert_eq!(others, [("file:///old".to_owned(), ()), ("file:///new".to_owned(), ())]);
+        let scratch = tempfile::tempdir().unwrap();
+        let [old, new] = ["old", "new"].map(|name| {
+            let path = scratch.path().join(name);
+            std::fs::write(&path, "key").unwrap();
+            format!("file://{}", path.display())
+        });
+        let locations = || ["prompt".to_owned(), old.clone(), new.clone()].into_iter();
+        let fits = |right: &str| {
+            first_that_fits(locations(), |it| (it == right).then_some(()).ok_or("another"))
+        };
+        assert_eq!(fits(&new).unwrap(), new);
+        assert_eq!(
+            fits("prompt").unwrap_err(),
+            [(old.clone(), "another"), (new.clone(), "another")]
+        );
     }
 
     #[test]
