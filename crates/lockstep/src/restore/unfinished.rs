@@ -193,8 +193,9 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
 pub(crate) fn suspended(cx: &Context, entry: &RestoreJournal) -> Option<String> {
     let folders =
         entry.alone_in.iter().chain(&entry.places).chain(&entry.own).chain(&entry.emptied);
-    let mut folders = folders.chain([&entry.data]);
-    let dataset = || entry.datasets.iter().find(|dataset| cx.zfs.answers(dataset).is_err());
+    let mut folders = folders.chain(&entry.mounted).chain([&entry.data]);
+    let datasets = || entry.datasets.iter().chain(&entry.data_on);
+    let dataset = || datasets().find(|dataset| cx.zfs.answers(dataset).is_err());
     let folder = folders.find_map(|folder| cx.zfs.suspended_at(folder));
     folder.map(|it| it.pool).or_else(|| dataset().map(|it| it.pool().to_owned()))
 }
