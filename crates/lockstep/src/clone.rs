@@ -292,8 +292,8 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     steps::reached("clone.destroy-done")
 }
 
-/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them. One on
-/// a suspended pool can't be looked at, given up or not.
+/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them. A
+/// clone on a suspended pool can't be looked at, so it can't be given up either.
 fn refuse_away(cx: &Context, record: &Record, is_lost: bool) -> Result<()> {
     let name = &record.name;
     for (pool, away) in cx.zfs.all_away(record.made.datasets.iter().map(DatasetName::pool))? {

@@ -7,9 +7,9 @@
 //! whatever their clocks say; the clock decides only when a lease has expired. Generations never restart, so a process
 //! that comes late with an old one sees a higher one and steps back.
 //!
-//! What could go wrong: the highest generation is damaged, and nobody knows who holds the lease until when. So it counts
-//! as held, by an unknown holder and without an end: a holder that lives renews it, and one that doesn't is found out by
-//! other means than the clock (`take_over`).
+//! What could go wrong: the highest generation is damaged, and nobody knows who holds the lease until when. So it
+//! counts as held, by an unknown holder and without an end. A holder that is alive renews it; one that isn't is found
+//! out by other means than the clock (`take_over`).
 
 use serde::{Deserialize, Serialize};
 

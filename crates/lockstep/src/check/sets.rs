@@ -216,9 +216,9 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
     Some(Old { what, hint, is_set })
 }
 
-/// Checks that a repository can be reached, is the known one and hasn't gone back to an older state, how old its newest set is and whether it is whole,
-/// whether a repository in a folder can be written to, and whether its store's locks are extended. `repo check` looks
-/// at the rest.
+/// Checks that a repository can be reached, is the known one and hasn't gone back to an older state, how old its newest
+/// set is and whether it is whole, whether a repository in a folder can be written to, and whether its store's locks
+/// are extended. `repo check` looks at the rest.
 pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     let subject = format!("repository {name}");
     let opened = match repository::open(cx, name) {

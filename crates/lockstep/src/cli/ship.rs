@@ -22,8 +22,8 @@ pub(super) struct Ship {
     /// Ship to this repository only; without this, to all of the cluster's. May be given several times
     #[arg(long = "repository", value_name = "NAME")]
     repositories: Vec<String>,
-    /// Ship every set that never was in the repository or that its storage lost, oldest first; for when a repository was
-    /// unreachable for a while, or went back to an older state
+    /// Ship every set that never was in the repository or that its storage lost, oldest first; for when a repository
+    /// was unreachable for a while, or went back to an older state
     #[arg(long, conflicts_with_all = ["set", "full"])]
     missing: bool,
     /// Store all content of the set's volumes as the beginning of new chains, even if the set is there already; for use

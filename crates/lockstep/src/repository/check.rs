@@ -67,9 +67,9 @@ impl Checked {
     }
 }
 
-/// Checks the cluster's part of the repository, its keys, its lease, its locks, and `percent` percent of its packs and of its
-/// sets' own files. If `percent` is `None`, no content is read. `here` names the sets that this host has, oldest
-/// first.
+/// Checks the cluster's part of the repository, its keys, its lease, its locks, and `percent` percent of its packs and
+/// of its sets' own files. If `percent` is `None`, no content is read. `here` names the sets that this host has,
+/// oldest first.
 ///
 /// `told` is called with the bytes of packs read so far and in total. Once it returns `false`, the check ends and
 /// returns only what it has found so far.

@@ -335,8 +335,8 @@ impl Waits<'_> {
     }
 }
 
-/// Says why a lease's end isn't believed: it is damaged, or it ends later than one taken just now could, even with clocks
-/// that differ.
+/// Returns why a lease's end isn't believed: it is damaged, or it ends later than one taken just now could, even with
+/// clocks that differ.
 fn doubt(seen: &Seen) -> Option<String> {
     if let Some(damaged) = &seen.damaged {
         return Some(format!("nobody can tell who holds the lease: {damaged}"));

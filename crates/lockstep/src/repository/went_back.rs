@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Repository, lease, seen};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::files;
 use crate::names::SetId;
@@ -73,7 +73,7 @@ impl WentBack {
     /// Says what to do about it.
     #[must_use]
     pub fn hint(&self, repository: &str) -> String {
-        let command = format!("`lockstep ship --missing --repository {repository}`");
+        let command = format!("`{} ship --missing --repository {repository}`", lockstep());
         let what = match (self.here.len(), self.lost.len()) {
             (0, _) => format!(
                 "this host has none of them any more: nothing here can bring them back, and {command} ends this message"

@@ -180,8 +180,8 @@ pub fn unwrap(slot: &Slot, secret: &Secret, repository: &str) -> Result<Option<D
     Ok(key.filter(|key| key.fingerprint() == slot.fingerprint))
 }
 
-/// Makes the id of a slot. It says which repository it is of: without the id nothing opens the slot, and `lockstep.json`
-/// may be lost. A name in any other form than Lockstep's own can't be part of a path.
+/// Makes the id of a slot. It begins with the id of its repository: nothing opens the slot without that, and
+/// `lockstep.json` may be lost. A repository's id in any other form than Lockstep's own can't be part of a path.
 fn id_in(repository: &str, random: &str) -> String {
     match !repository.is_empty() && repository.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
         true => format!("{repository}-{random}"),

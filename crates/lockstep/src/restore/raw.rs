@@ -156,8 +156,8 @@ impl Receiving<'_> {
     }
 }
 
-/// Returns the first of these locations on this host whose key `load` takes, or what was wrong with each. That one isn't
-/// the right key says nothing if another is: a `zfs change-key` of the original may have come with another location.
+/// Returns the first of these locations on this host whose key `load` takes, or what was wrong with each. A key that
+/// doesn't fit is no problem if another one does: `zfs change-key` of the original may have come with another location.
 fn first_that_fits<E>(
     locations: impl Iterator<Item = String>,
     load: impl Fn(&str) -> Result<(), E>,

@@ -1,8 +1,7 @@
 //! Which of this host's sets a repository lacks.
 //!
-//! What could go wrong: a set that never got there, older than one that did: the next backup alone doesn't make up
-//! for it. And a set that was there and was pruned, which must not come back; but one that the repository's storage lost
-//! must.
+//! What could go wrong: a set that never got there is older than one that did, so the next backup alone doesn't make up
+//! for it. And a set that was there and was pruned must not come back, but one that the repository's storage lost must.
 
 use std::collections::BTreeSet;
 

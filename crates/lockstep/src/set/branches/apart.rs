@@ -17,6 +17,7 @@ use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use serde::{Deserialize, Serialize};
 
 use super::Member;
+use crate::context::lockstep;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
 use crate::set::manifest::{Manifest, path_text};
@@ -129,17 +130,18 @@ impl Apart {
     /// Returns what to do.
     #[must_use]
     pub fn hint(&self) -> String {
+        let lockstep = lockstep();
         let rolled_back = match self.is_one_place() {
             true => {
                 let named: String = self.ahead.iter().map(|set| format!(" --set {set}")).collect();
                 format!(
-                    "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: `lockstep prune{named}`, with --repository NAME and with --local. Otherwise: "
+                    "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: `{lockstep} prune{named}`, with --repository NAME and with --local. Otherwise: "
                 )
             }
             false => String::new(),
         };
         format!(
-            "{rolled_back}which of the two is the live one? End the backups of the other one, and remove its sets: `lockstep prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
+            "{rolled_back}which of the two is the live one? End the backups of the other one, and remove its sets: `{lockstep} prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
             self.timeline
         )
     }
