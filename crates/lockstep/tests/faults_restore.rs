@@ -234,7 +234,10 @@ fn what_does_n_t_start_as_the_original_did_stays() {
     let outcome = lockstep.expect(exit::PROBLEMS, &arguments);
     // The reason is only in the collector's log.
     let reason = "could not create any TCP/IP sockets";
-    assert_said(&outcome, &["problem: it is restored", reason, "hint: ", "--setting NAME=VALUE"]);
+    assert_said(
+        &outcome,
+        &["problem: the cluster is restored", reason, "hint: ", "--setting NAME=VALUE"],
+    );
     assert!(outcome.stdout.contains("pg_ctl -D"), "{}", outcome.describe());
     let data = to.join("data");
     assert!(data.join("global/pg_control").exists() && !data.join("recovery.signal").exists());
