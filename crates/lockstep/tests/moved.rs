@@ -382,7 +382,7 @@ fn what_zfs_would_refuse_half_way_is_said_before() {
     for (is_locked, is_begun, words) in [
         (&*data, "", ["keys aren't loaded", &*format!("`zfs load-key {data}`")]),
         (&*wal, "", ["keys aren't loaded", &*format!("`zfs load-key {wal}`")]),
-        ("", &*data, ["was cut off", &*format!("`zfs receive -A {data}`")]),
+        ("", &*data, ["interrupted receive", &*format!("`zfs receive -A {data}`")]),
     ] {
         only(is_locked, is_begun);
         for more in [&more[..], &[&more[..], &["--dry-run"]].concat()] {

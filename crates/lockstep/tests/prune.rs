@@ -496,7 +496,7 @@ fn a_named_set_whose_pool_goes_meanwhile_is_not_forgotten() {
     patiently("zpool", &["export", away], || ()).expect("it is idle");
     let next = ["prune", "--local", "--set", "20260101T000000Z-aaaa"];
     let outcome = lockstep.expect(exit::USAGE, &next);
-    assert_said(&outcome, &["finishing the removal", &format!("pool \"{away}\" is away")]);
+    assert_said(&outcome, &["finishing the removal", &format!("pool \"{away}\" isn't imported")]);
     let checked = lockstep.run(&["check"]).stdout;
     assert!(checked.contains(&format!("the removal of set {} was cut off", set.id)), "{checked}");
     must(&mut command("zpool", ["import", "-d", folder, away]));

@@ -308,7 +308,7 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     zfs(&["snapshot", &foreign]);
     zfs(&["hold", "theirs", &foreign]);
     let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
-    assert!(made.stderr.contains("stays for now"), "{}", made.describe());
+    assert!(made.stderr.contains("it can't be removed yet"), "{}", made.describe());
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     zfs(&["release", "theirs", &foreign]);
     zfs(&["destroy", &foreign]);
@@ -328,7 +328,7 @@ fn one_that_was_complete_is_not_taken_for_half_made() {
     fs::write(&record, text.replace(ready, "\"phase\":\"making\"")).expect("it can be written");
     let lockstep = alone.fixture.lockstep();
     let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
-    assert!(made.stderr.contains("did state_dir come back from a copy"), "{}", made.describe());
+    assert!(made.stderr.contains("was state_dir put back from a copy"), "{}", made.describe());
     wait_for_state(&alone, "main", "follows");
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
