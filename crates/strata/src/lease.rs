@@ -178,12 +178,13 @@ impl Lease {
         Err(Error::LeaseLost { what: what.clone(), owner })
     }
 
-    /// Gives it back.
-    pub fn release(mut self, now: u64) -> Result<()> {
-        self.go_on(now, true)
+    /// Gives it back, and returns the generation that says so.
+    pub fn release(mut self, now: u64) -> Result<u64> {
+        self.go_on(now, true)?;
+        Ok(self.body.generation)
     }
 
-    /// Returns its generation. Giving it back writes at least one more.
+    /// Returns its generation.
     pub fn generation(&self) -> u64 {
         self.body.generation
     }

@@ -113,7 +113,7 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
     Ok(whole.iter().copied().filter(going).map(|set| set.set.to_string()).collect())
 }
 
-fn is_away(set: &Manifest, pool: &str, why: Away) -> String {
+fn away_in_words(set: &Manifest, pool: &str, why: Away) -> String {
     format!(
         "pool \"{pool}\" {}: {}; if it is gone for good: {} prune --local --set {}",
         why.state(),
@@ -295,7 +295,7 @@ impl Facts {
 
     /// Returns why the set can't be restored any more. While its pool isn't imported, nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
-        let away = |volume| self.away(volume).map(|why| is_away(set, &volume.pool, why));
+        let away = |volume| self.away(volume).map(|why| away_in_words(set, &volume.pool, why));
         if let Some(why) = set.volumes.iter().find_map(away) {
             return Some(why);
         }
@@ -318,7 +318,7 @@ impl Facts {
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if let Some(why) = self.away(volume) {
-                return (!is_named).then(|| is_away(set, &volume.pool, why));
+                return (!is_named).then(|| away_in_words(set, &volume.pool, why));
             }
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {

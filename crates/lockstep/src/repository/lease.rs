@@ -402,10 +402,9 @@ impl Drop for Held {
         if self.lost.get().is_some() {
             return;
         }
-        let generation = lease.generation();
         match (lease.release(now()), &self.noted) {
-            (Ok(()), Some(noted)) => noted.given_back(generation + 1),
-            (Ok(()), None) => {}
+            (Ok(generation), Some(noted)) => noted.given_back(generation),
+            (Ok(_), None) => {}
             (Err(error), _) => tracing::warn!(%error, "the lease expires by itself"),
         }
     }

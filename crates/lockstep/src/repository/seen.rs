@@ -107,16 +107,26 @@ pub(super) fn has(path: &Path, which: Option<&str>) -> bool {
 /// Returns the sets that were in the repository the last time that all of them were looked at, under its name, or else
 /// under one that the cluster no longer uses.
 pub(super) fn ids(cx: &Context, repository: &Repository) -> BTreeSet<String> {
-    let is_of = |seen: &Seen| seen.repository == repository.id;
-    let own = read(&path(cx, &repository.name)).filter(is_of);
-    let seen =
-        own.or_else(|| of_former_names(cx, FOLDER).iter().filter_map(|it| read(it)).find(is_of));
+    let of_it = |path: &Path| read(path).filter(|seen| seen.repository == repository.id);
+    let seen = under_any_name(cx, repository, FOLDER, of_it);
     seen.map(|seen| seen.sets.into_keys().collect()).unwrap_or_default()
 }
 
-/// Returns the notes in this folder about repositories under names that the cluster no longer uses.
-pub(super) fn of_former_names(cx: &Context, folder: &str) -> Vec<PathBuf> {
-    let files = std::fs::read_dir(cx.state.path(folder)).into_iter().flatten().flatten();
+/// Returns what `read` finds in the notes of this folder: in that of the repository's name, or else in one of a name
+/// that the cluster no longer uses.
+pub(super) fn under_any_name<T>(
+    cx: &Context,
+    repository: &Repository,
+    folder: &str,
+    read: impl Fn(&Path) -> Option<T>,
+) -> Option<T> {
+    let folder = cx.state.path(folder);
+    let own = folder.join(format!("{}.json", repository.name));
+    read(&own).or_else(|| of_former_names(cx, &folder).iter().find_map(|path| read(path)))
+}
+
+fn of_former_names(cx: &Context, folder: &Path) -> Vec<PathBuf> {
+    let files = std::fs::read_dir(folder).into_iter().flatten().flatten();
     let is_former = |path: &PathBuf| {
         let mut in_use = cx.cluster.repositories.iter().map(|own| format!("{own}.json"));
         !in_use.any(|own| path.file_name().is_some_and(|name| *name == *own))

@@ -118,7 +118,7 @@ impl Place {
 pub(super) fn taken(cx: &Context, repository: &Repository, generation: u64) -> Result<Place> {
     let before = recall(cx, repository);
     let now = compare(cx, repository, &before, generation.saturating_sub(1))?;
-    keep(cx, repository, &before, Note { generation, ..now });
+    keep(cx, repository, &before, &Note { generation, ..now });
     Ok(Place { path: path(cx, &repository.name), repository: repository.id.clone() })
 }
 
@@ -134,11 +134,8 @@ pub fn look(cx: &Context, repository: &Repository) -> Result<Option<WentBack>> {
         _ => lease::latest(repository)?,
     };
     let now = compare(cx, repository, &before, there)?;
-    let lost = now.lost.clone();
-    if now != before {
-        keep(cx, repository, &before, now);
-    }
-    Ok(WentBack::of(cx, lost))
+    keep(cx, repository, &before, &now);
+    Ok(WentBack::of(cx, now.lost))
 }
 
 /// Returns the sets that are noted as lost and aren't there again. The store is asked only if there are any.
@@ -148,11 +145,8 @@ pub fn look(cx: &Context, repository: &Repository) -> Result<Option<WentBack>> {
 pub fn lost(cx: &Context, repository: &Repository) -> Result<Option<WentBack>> {
     let before = recall(cx, repository);
     let now = without_what_is_there(repository, before.clone())?;
-    let lost = now.lost.clone();
-    if now != before {
-        keep(cx, repository, &before, now);
-    }
-    Ok(WentBack::of(cx, lost))
+    keep(cx, repository, &before, &now);
+    Ok(WentBack::of(cx, now.lost))
 }
 
 /// The same once everything that this host has was shipped. If it has none of them any more, they are forgotten:
@@ -164,7 +158,7 @@ pub fn after_shipping(cx: &Context, repository: &Repository) -> Result<Option<We
     let found = lost(cx, repository)?;
     if found.as_ref().is_some_and(|found| found.here.is_empty()) {
         let before = recall(cx, repository);
-        keep(cx, repository, &before, Note { lost: BTreeSet::new(), ..before.clone() });
+        keep(cx, repository, &before, &Note { lost: BTreeSet::new(), ..before.clone() });
     }
     Ok(found)
 }
@@ -180,11 +174,9 @@ pub(super) fn warn(cx: &Context, repository: &Repository) {
 /// Returns what is to be noted; `there` is the highest generation in the repository.
 fn compare(cx: &Context, repository: &Repository, before: &Note, there: u64) -> Result<Note> {
     let mut now = before.clone();
-    if there < before.generation {
-        now.generation = there;
-        now.lost.extend(gone(cx, repository)?);
-    } else if !before.lost.is_empty() && newest_is_gone(cx, repository)? {
-        // The later state was put back, and what was shipped to the older one is gone in turn.
+    now.generation = there.min(before.generation);
+    // If the later state was put back, what was shipped to the older one is gone in turn.
+    if there < before.generation || (!before.lost.is_empty() && newest_is_gone(cx, repository)?) {
         now.lost.extend(gone(cx, repository)?);
     }
     without_what_is_there(repository, now)
@@ -234,10 +226,12 @@ fn newest_is_gone(cx: &Context, repository: &Repository) -> Result<bool> {
 
 /// Writes the note, and removes what says that the lost sets are there. A failure is reported; what the command does
 /// goes on.
-fn keep(cx: &Context, repository: &Repository, before: &Note, now: Note) {
+fn keep(cx: &Context, repository: &Repository, before: &Note, now: &Note) {
     let (name, id) = (&repository.name, &repository.id);
-    let is_noted = now == *before || publish(&path(cx, name), &now);
-    for set in now.lost.iter().filter(|_| is_noted) {
+    if now == before || !publish(&path(cx, name), now) {
+        return;
+    }
+    for set in &now.lost {
         let Ok(set) = set.parse::<SetId>() else { continue };
         if let Err(error) = notes::forget_shipped(cx, &set, name, id) {
             tracing::warn!(%set, "it isn't in repository {name} any more, and that can't be noted: {}", error.chain());
@@ -247,10 +241,8 @@ fn keep(cx: &Context, repository: &Repository, before: &Note, now: Note) {
 
 /// Returns what is noted of the repository: under its name, or else under one that the cluster no longer uses.
 fn recall(cx: &Context, repository: &Repository) -> Note {
-    let is_of = |note: &Note| note.repository == repository.id;
-    let own = read(&path(cx, &repository.name)).filter(is_of);
-    let former = || seen::of_former_names(cx, FOLDER).iter().filter_map(|it| read(it)).find(is_of);
-    own.or_else(former).unwrap_or_else(|| Note {
+    let of_it = |path: &Path| read(path).filter(|note| note.repository == repository.id);
+    seen::under_any_name(cx, repository, FOLDER, of_it).unwrap_or_else(|| Note {
         version: VERSION,
         repository: repository.id.clone(),
         ..Note::default()

@@ -29,7 +29,7 @@ use crate::names::SetId;
 use crate::process::quote;
 use crate::steps;
 use crate::volume::mounts::{Mount, Mounts};
-use crate::volume::zfs::{DatasetName, Guid, Marked, SnapshotFacts, SnapshotName, Standing};
+use crate::volume::zfs::{Away, DatasetName, Guid, Marked, SnapshotFacts, SnapshotName, Standing};
 
 /// How a removal ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -136,7 +136,7 @@ pub fn unfinished(cx: &Context) -> Result<()> {
     for (path, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
         if cx.state.is_complete(entry.set.as_str()) {
             // Its manifest was never withdrawn, or was put back.
-            hold(cx, &entry, &now_named(cx, &entry)?)?;
+            hold(cx, &entry, &now_named(cx, &entry)?.0)?;
             files::remove_file(&path)?;
             continue;
         }
@@ -210,12 +210,17 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
 /// When ZFS fails.
 pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
     let away = cx.zfs.all_away(gone.iter().map(|one| one.0.dataset.pool()))?;
-    let imported = if away.is_empty() { Vec::new() } else { cx.zfs.pools()? };
+    let is_renamed = |pool: &str| away.get(pool) == Some(&Away::NotImported);
+    let imported = match away.keys().any(|pool| is_renamed(pool)) {
+        true => cx.zfs.pools()?,
+        false => Vec::new(),
+    };
     let mut by_pool: BTreeMap<DatasetName, Vec<&Recorded>> = BTreeMap::new();
     for one in gone {
         let pool = one.0.dataset.pool();
-        let pools = match away.contains_key(pool) {
+        let pools = match is_renamed(pool) {
             true => imported.clone(),
+            false if away.contains_key(pool) => Vec::new(),
             false => vec![DatasetName::new(pool).map_err(Error::failed)?],
         };
         for pool in pools {
@@ -253,11 +258,11 @@ fn itself(
     Ok(among.into_iter().zip(&facts).find(|(_, facts)| is_it(facts)).map(|(found, _)| found))
 }
 
-/// Returns the set's snapshots under their present names.
-fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> {
+/// Returns the set's snapshots under their present names, and what those that exist are.
+fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<(Vec<SnapshotName>, AllStanding)> {
     let name = entry.set.snapshot_name();
     let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
-    let there = cx.zfs.standing(&named)?;
+    let mut there = cx.zfs.standing(&named)?;
     let recorded = named.iter().zip(&entry.snapshots).zip(&entry.createtxgs);
     let mut gone: Vec<Recorded> = recorded
         .map(|((snapshot, (_, guid)), createtxg)| (snapshot.clone(), *guid, *createtxg))
@@ -276,7 +281,8 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<Vec<SnapshotName>> 
             *snapshot = found.clone();
         }
     }
-    Ok(named)
+    there.extend(cx.zfs.standing(&renamed.into_values().collect::<Vec<_>>())?);
+    Ok((named, there))
 }
 
 /// Releases a snapshot that somebody has renamed: it is theirs to keep, and without Lockstep's hold theirs to
@@ -296,9 +302,9 @@ fn let_go(cx: &Context, dataset: &DatasetName, guid: Guid, createtxg: u64) -> Re
 }
 
 fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
-    let named = now_named(cx, entry)?;
+    let (named, there) = now_named(cx, entry)?;
     // Before the release too: a snapshot that `zfs destroy -d` marked goes with its last hold, and can't be put back.
-    let before = look(cx, entry, &named, 1)?;
+    let before = look(cx, entry, &named, &there, 1)?;
     if let Some(why) = before.in_the_way {
         return keep(cx, entry, &named, before.is_whole, why);
     }
@@ -306,7 +312,8 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     for snapshot in &named {
         cx.zfs.release(snapshot)?;
     }
-    let Looked { ours, is_whole, in_the_way } = look(cx, entry, &named, 0)?;
+    let Looked { ours, is_whole, in_the_way } =
+        look(cx, entry, &named, &cx.zfs.standing(&named)?, 0)?;
     if let Some(why) = in_the_way {
         return keep(cx, entry, &named, is_whole, why);
     }
@@ -334,6 +341,8 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     Ok(Removal::Done)
 }
 
+type AllStanding = BTreeMap<SnapshotName, Standing>;
+
 /// What exists of a set that is to be removed.
 struct Looked {
     /// Which of its snapshots are there, by their places in the entry.
@@ -348,9 +357,9 @@ fn look(
     cx: &Context,
     entry: &RemovalJournal,
     named: &[SnapshotName],
+    there: &AllStanding,
     own_holds: u64,
 ) -> Result<Looked> {
-    let there = cx.zfs.standing(named)?;
     let is_ours =
         |at: usize| there.get(&named[at]).is_some_and(|s| s.guid == entry.snapshots[at].1);
     let mut ours: Vec<_> = (0..named.len()).filter(|at| is_ours(*at)).collect();

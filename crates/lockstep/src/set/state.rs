@@ -115,9 +115,7 @@ impl State {
 
     /// Returns the folders of all clusters of this state_dir, configured or not.
     fn clusters(&self) -> Result<impl Iterator<Item = Result<PathBuf>>> {
-        let folder = self.directory.parent().unwrap_or(&self.directory);
-        let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
-        Ok(entries.map(move |entry| Ok(entry.map_err(Error::io("list", folder))?.path())))
+        clusters_in(self.directory.parent().unwrap_or(&self.directory))
     }
 
     /// Returns the other clusters of this state_dir that have complete sets, configured or not, and how many sets.
@@ -412,7 +410,7 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
     let path = &state_dir.join("owner");
     match std::fs::read_to_string(path) {
         Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-        Ok(_) => is_without_sets(state_dir, path)?,
+        Ok(_) => refuse_with_sets(state_dir, path)?,
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
             return Err(Error::io("read", path)(e));
         }
@@ -423,16 +421,20 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
     Ok(owner)
 }
 
-/// Checks that no cluster of this state_dir has a set; the error names the ids that stand in their manifests.
-fn is_without_sets(state_dir: &Path, path: &Path) -> Result<()> {
-    let mut all = Vec::new();
+fn clusters_in(folder: &Path) -> Result<impl Iterator<Item = Result<PathBuf>>> {
+    let entries = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
+    Ok(entries.map(move |entry| Ok(entry.map_err(Error::io("list", folder))?.path())))
+}
+
+/// Refuses the empty file at `path` if a cluster of this state_dir has sets, and names the ids in their manifests.
+fn refuse_with_sets(state_dir: &Path, path: &Path) -> Result<()> {
     let clusters = state_dir.join("clusters");
-    let entries = match std::fs::read_dir(&clusters) {
-        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(Error::io("list", &clusters))?,
-    };
-    for cluster in entries {
-        let sets = cluster.map_err(Error::io("list", &clusters))?.path().join("sets");
+    if !clusters.is_dir() {
+        return Ok(());
+    }
+    let mut all = Vec::new();
+    for cluster in clusters_in(&clusters)? {
+        let sets = cluster?.join("sets");
         if sets.is_dir() {
             all.extend(complete_in(&sets)?.into_iter().map(|set| (set, sets.clone())));
         }

@@ -60,6 +60,10 @@ impl Zfs {
     /// Returns where the path leads if that is on a suspended pool. Touches nothing there.
     #[must_use]
     pub fn suspended_at(&self, path: &Path) -> Option<Suspended> {
+        // Asked for each path that is looked at: usually nothing is suspended, and that is known by now.
+        if self.suspended.get().is_some_and(BTreeSet::is_empty) {
+            return None;
+        }
         let mounts = Mounts::read().ok()?;
         if !mounts.iter().any(|mount| mount.is_zfs()) || self.suspended().is_empty() {
             return None;
