@@ -37,6 +37,8 @@ pub struct Isolation {
     pub writable: Vec<PathBuf>,
     /// Folders that are shown at other paths.
     pub binds: Vec<Bind>,
+    /// pg_control, where it has another name for everybody else.
+    pub control: Option<Bind>,
     /// Mount points of others that are hidden: a file system that is mounted here too stays busy when it is unmounted
     /// there, unless the host's mounts are shared.
     #[serde(with = "paths_text")]
@@ -46,10 +48,10 @@ pub struct Isolation {
 /// Shows `from` at `at`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// A folder of the restored cluster.
+    /// A folder or file of the restored cluster.
     #[serde(with = "path_text")]
     pub from: PathBuf,
-    /// The original path.
+    /// The original path; a file is there already.
     #[serde(with = "path_text")]
     pub at: PathBuf,
 }
@@ -167,6 +169,9 @@ fn arrange(isolation: &Isolation) -> Result<()> {
         std::fs::create_dir_all(at).map_err(Error::io("create", at))?;
         mount_bind(from, at).map_err(io("bind to", at))?;
     }
+    if let Some(Bind { from, at }) = &isolation.control {
+        mount_bind(from, at).map_err(io("bind to", at))?;
+    }
     Ok(())
 }
 
@@ -234,8 +239,7 @@ mod tests {
         let isolation = Isolation {
             own: vec!["/r/data".into()],
             writable: vec!["/r".into(), "/tmp".into()],
-            binds: vec![],
-            hidden: vec![],
+            ..Isolation::default()
         };
         let read_only = |point, fs| becomes_read_only(&mount(point, fs, "x"), &isolation);
         assert!(read_only("/", "ext4"));

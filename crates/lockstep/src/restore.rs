@@ -14,7 +14,7 @@ mod beforehand;
 mod behind;
 mod build;
 mod choice;
-mod control;
+pub(crate) mod control;
 mod fetched;
 mod fold;
 pub(crate) mod gone_on;

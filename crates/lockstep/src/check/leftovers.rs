@@ -9,7 +9,6 @@ use crate::clone;
 use crate::context::Context;
 use crate::error::Result;
 use crate::lock::Lock;
-use crate::postgres::instance::PG_CONTROL;
 use crate::restore::unfinished::{InTheWay, Whose};
 use crate::restore::{self, strays};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
@@ -136,14 +135,16 @@ fn of_backup(entry: &BackupJournal) -> Finding {
 fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
-        [] if restore::gone_on::is_kept(entry) && entry.data.join(PG_CONTROL).exists() => warning(
-            SUBJECT,
-            format!("{what}, and its pg_control is in place"),
-            format!(
-                "start no server in \"{}\", whose links may lead to the original's tablespaces: the next restore, prune or backup takes pg_control its name away, and says how to continue",
-                entry.data.display()
-            ),
-        ),
+        [] if restore::gone_on::is_kept(entry) && restore::control::is_in_place(&entry.data) => {
+            warning(
+                SUBJECT,
+                format!("{what}, and its pg_control is in place"),
+                format!(
+                    "start no server in \"{}\": the next restore, prune or backup takes pg_control its name away, and says how to continue",
+                    entry.data.display()
+                ),
+            )
+        }
         [] if restore::gone_on::is_kept(entry) => {
             warning(SUBJECT, what, restore::gone_on::words(entry))
         }

@@ -39,7 +39,7 @@ pub(super) fn isolation(home: &Home, record: &Record) -> Option<Isolation> {
     let mut hidden: Vec<_> =
         others.flat_map(|other| other.places.iter().map(|place| place.directory.clone())).collect();
     hidden.sort();
-    Some(Isolation { own, writable, binds: Vec::new(), hidden })
+    Some(Isolation { own, writable, hidden, ..Isolation::default() })
 }
 
 /// The writable folders of the configuration.

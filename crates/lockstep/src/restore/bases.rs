@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use strata::delta::Descriptor;
 
+use super::control;
 use super::marker::Marker;
 use super::placement::Placement;
 use super::source::FromRepository;
 use crate::error::Result;
-use crate::postgres::instance::PG_CONTROL;
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::repository::image::ImageState;
@@ -109,7 +109,7 @@ impl FromRepository {
 /// Returns the commands that remove what is there, if it is an unfinished restore.
 fn removal(placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
     let directory = &placement.directory;
-    if placement.data.join(PG_CONTROL).exists() || Marker::read(directory).is_none() {
+    if control::is_in_place(&placement.data) || Marker::read(directory).is_none() {
         return None;
     }
     let datasets = there.iter().map(|name| format!("zfs destroy -r {}", quote(name.as_str())));

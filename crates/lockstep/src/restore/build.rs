@@ -17,8 +17,8 @@ use super::{
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation;
 use crate::lock::Lock;
-use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::recovery;
 use crate::postgres::target::Recovery;
 use crate::process::Credentials;
@@ -181,7 +181,9 @@ impl<'a> Build<'a> {
         let port = self.port()?;
         self.write_settings(port, owner)?;
         steps::reached("restore.settings")?;
-        control::release(&self.placement.data)?;
+        if !self.recovers_unseen() {
+            control::release(&self.placement.data)?;
+        }
         steps::reached("restore.control")?;
         let mut restored = Restored {
             set: self.manifest.clone(),
@@ -209,6 +211,12 @@ impl<'a> Build<'a> {
         self.forget()?;
         received::remove_older(self);
         Ok(restored)
+    }
+
+    /// Whether it recovers in a mount namespace which it leaves at the end: pg_control is in its place for nobody else
+    /// until then.
+    pub(super) fn recovers_unseen(&self) -> bool {
+        self.request.start && self.request.clone.is_none() && isolation::possible()
     }
 
     /// Gives an older restore back if nothing of it has changed yet: its server can start again.
@@ -319,9 +327,8 @@ impl<'a> Build<'a> {
         match &self.request.what {
             What::Files { .. } => {
                 // An older restore loses its pg_control before anything else.
-                let is_changed = || {
-                    self.older.marker.is_some() && !self.placement.data.join(PG_CONTROL).exists()
-                };
+                let is_changed =
+                    || self.older.marker.is_some() && !control::is_in_place(&self.placement.data);
                 let came = self.has_content.load(Ordering::Relaxed) || is_changed();
                 came && gone_on::is_kept(&self.entry())
             }
@@ -447,7 +454,7 @@ impl<'a> Build<'a> {
     /// Returns the sets whose files may be there: the older restore's, and if that wasn't finished, those before it.
     fn sets_before(&self) -> Vec<String> {
         let Some(older) = self.older.of(&self.manifest, &self.source) else { return Vec::new() };
-        let is_finished = self.placement.data.join(PG_CONTROL).exists();
+        let is_finished = control::is_in_place(&self.placement.data);
         let before = older.before.iter().filter(|_| !is_finished);
         let mut sets: Vec<String> = before.chain([&older.set]).cloned().collect();
         sets.sort();
@@ -463,7 +470,7 @@ impl<'a> Build<'a> {
     /// Returns the set of an unfinished older restore that it continues.
     pub(super) fn unfinished_set(&self) -> Option<String> {
         let older = self.older.of(&self.manifest, &self.source).filter(|_| self.source.is_delta());
-        older.filter(|_| !self.placement.data.join(PG_CONTROL).exists()).map(|it| it.set.clone())
+        older.filter(|_| !control::is_in_place(&self.placement.data)).map(|it| it.set.clone())
     }
 
     fn volumes(&self) -> PathBuf {

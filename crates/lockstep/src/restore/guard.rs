@@ -12,13 +12,13 @@ mod older;
 use std::collections::BTreeSet;
 use std::path::{Component, Path, PathBuf};
 
+use super::control;
 use super::marker::Marker;
 use super::placement::Placement;
 use super::source::Source;
 use super::surplus;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::server;
 use crate::process::quote;
 use crate::refusal::Refusal;
@@ -175,7 +175,7 @@ fn in_use(path: &Path, placement: &Placement) -> Error {
         Some(marker) => Refusal::DirectoryHoldsRestore {
             path: path.to_path_buf(),
             set: marker.set,
-            is_unfinished: !placement.data.join(PG_CONTROL).exists(),
+            is_unfinished: !control::is_in_place(&placement.data),
         }
         .into(),
         None => Refusal::DirectoryNotEmpty { path: path.to_path_buf() }.into(),

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pgfiles::control_file::ControlFile;
 
 use super::build::Build;
-use super::{Problem, Restored, behind, fetched, standby, tree, unfinished, whole_pages};
+use super::{Problem, Restored, behind, control, fetched, standby, tree, unfinished, whole_pages};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::Isolation;
@@ -61,7 +61,7 @@ pub(super) fn start(
     let isolated = isolation.as_ref();
     let launch =
         Launch { bin_dir: &bin_dir, data: &data, log: &log, user, options, isolation: isolated };
-    let before = instance::read_control(&data)?;
+    let before = control::read(&data)?;
     let mut server = server::start(&launch)?;
     let (outcome, segments) = recover_at_last(build, &launch, &mut server, &before, restored.port)?;
     restored.recovery_log = server.recovery_log();
@@ -81,6 +81,7 @@ pub(super) fn start(
     } else if !stays && build.request.clone.is_none() {
         // It stays in its namespace, or was stopped there; its next start will be outside.
         correct_links(build, &data, isolated)?;
+        control::release(&data)?;
         if outcome == Outcome::ShutDown {
             remove_places_of_others(build)?;
         }
@@ -218,6 +219,7 @@ fn move_out(
         build.write_settings(port, launch.user)?;
     }
     // Not earlier: until now a link may have led to a tablespace of the original.
+    control::release(launch.data)?;
     belong_to_them(build)?;
     steps::reached("restore.moved")?;
     // From here on only its own configuration counts, as at every later start.

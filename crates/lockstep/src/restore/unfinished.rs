@@ -423,7 +423,7 @@ fn is_own(pid: i32) -> bool {
 /// Returns the cluster of the configuration whose data directory this is, unless it isn't even recovered.
 fn configured(cx: &Context, entry: &RestoreJournal) -> Option<String> {
     let is_there = |name: &str| entry.data.join(name).exists();
-    if !is_there(instance::PG_CONTROL) || BEFORE_RECOVERY.iter().any(|name| is_there(name)) {
+    if !control::is_in_place(&entry.data) || BEFORE_RECOVERY.iter().any(|name| is_there(name)) {
         return None;
     }
     let data = std::fs::canonicalize(&entry.data).ok()?;

@@ -337,7 +337,7 @@ fn a_restore_that_was_cut_off_is_gone_on_with() {
         if comes {
             let checked = lockstep.run(&["check"]).stdout;
             let words = match is_last {
-                true => "start no server in",
+                true => "its pg_control is in place",
                 false => "the same command with --delta continues",
             };
             assert!(checked.contains(words), "{step}: {checked}");

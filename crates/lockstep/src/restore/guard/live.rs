@@ -7,7 +7,7 @@ use super::{Asked, real};
 use crate::context::Context;
 use crate::error::Result;
 use crate::plan::layout::PartKind;
-use crate::postgres::instance::{self, PG_CONTROL};
+use crate::postgres::instance;
 use crate::restore::control;
 use crate::restore::marker::Marker;
 use crate::restore::placement::Placement;
@@ -58,7 +58,7 @@ pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
 
 /// Whether a restore was begun in this data directory and hasn't ended.
 pub(super) fn is_unfinished(data: &Path) -> bool {
-    control::held(data).exists() && !data.join(PG_CONTROL).exists()
+    control::held(data).exists() && !control::is_in_place(data)
 }
 
 /// Leaves out the clusters that `--delta` was asked to bring to the set's state, because they are older restores:

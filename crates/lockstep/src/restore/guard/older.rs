@@ -11,7 +11,7 @@ use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 use super::Asked;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
-use crate::postgres::instance::{self, PG_CONTROL};
+use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{Repository, Shipped};
@@ -168,7 +168,7 @@ fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<
 /// pg_control under its other name, or, if that has no content yet, from the marker.
 fn cluster_of(placement: &Placement) -> Result<Option<SystemIdentifier>> {
     let data = &placement.data;
-    if data.join(PG_CONTROL).exists() {
+    if control::is_in_place(data) {
         return Ok(Some(instance::read_control(data)?.system_identifier));
     }
     let held = control::held(data);

@@ -4,12 +4,11 @@ use std::path::PathBuf;
 
 use super::{CONSISTENT, NOT_REACHED, has_said};
 use crate::error::Error;
-use crate::postgres::instance;
 use crate::postgres::server::{self, Server};
 use crate::postgres::target::Target;
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::{fetched, original};
+use crate::restore::{control, fetched, original};
 use crate::set::manifest::Manifest;
 
 /// Adds to the error PostgreSQL's reason for ending recovery, if Lockstep knows it.
@@ -30,7 +29,7 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
     }
     if said(NOT_REACHED) {
         let end = came_to(server.said()).or_else(|| {
-            let control = instance::read_control(&build.placement.data).ok()?;
+            let control = control::read(&build.placement.data).ok()?;
             Some(format!("LSN {} at least", control.min_recovery_point))
         });
         let end = end.map_or_else(String::new, |end| format!("recovery came to {end}; "));

@@ -14,7 +14,7 @@ use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::tree;
+use crate::restore::{control, tree};
 use crate::set::manifest::SetPart;
 use crate::volume::mounts::Mounts;
 
@@ -78,7 +78,11 @@ pub(super) fn isolate(
         let is_within = |o: &PathBuf| o != path && is_writable_with(path, o, &points);
         !outer.iter().any(is_within) || own.contains(path)
     });
-    Ok(Some(Isolation { own, writable, binds, hidden: Vec::new() }))
+    let control = match build.recovers_unseen() {
+        true => Some(control::keep_place(&placement.data, user)?),
+        false => None,
+    };
+    Ok(Some(Isolation { own, writable, binds, control, hidden: Vec::new() }))
 }
 
 /// Whether a folder inside `outer` is writable with it: not if another file system is mounted on the way.

@@ -3,16 +3,17 @@
 use pgfiles::control_file::ControlFile;
 
 use super::has_said;
+use crate::postgres::recovery;
 use crate::postgres::server::{LowerSetting, Server};
-use crate::postgres::{instance, recovery};
 use crate::restore::build::Build;
+use crate::restore::control;
 
 /// Raises the settings that stopped recovery; returns whether any of them is new. Later starts need them too, so they
 /// are written to the cluster's own settings. `before`: pg_control before recovery.
 pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) -> bool {
     let mut lower: Vec<_> = server.lower_setting().into_iter().collect();
     if RAN_OUT.iter().any(|words| has_said(server, words))
-        && let Ok(now) = instance::read_control(&build.placement.data)
+        && let Ok(now) = control::read(&build.placement.data)
     {
         lower.extend(raised_meanwhile(before, &now, server.said()));
     }
