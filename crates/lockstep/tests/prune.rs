@@ -505,6 +505,37 @@ fn a_named_set_whose_pool_goes_meanwhile_is_not_forgotten() {
     assert_nothing_remains(&fixture, &[], "with both pools");
 }
 
+/// The pool of a removal that was cut off is gone for good: whoever names the set again gives it up.
+#[test]
+fn a_removal_that_was_cut_off_is_given_up_where_its_set_is_named() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    fixture.cluster.stop(Stop::Fast);
+    kill_at(&fixture, "prune.withdrawn", &["prune", "--local", "--set", &set.id]);
+    let (away, image) = (&fixture.pools[1].name, &fixture.pools[1].image);
+    let folder = image.parent().and_then(Path::to_str).expect("the harness' own paths are UTF-8");
+    patiently("zpool", &["export", away], || ()).expect("it is idle");
+    let waits = lockstep.expect(exit::PROBLEMS, &["--json", "prune"]);
+    let problem = json_of(&waits)["places"][0]["problems"][0].to_string();
+    let way = format!("prune --local --set {}", set.id);
+    assert!(problem.contains("was begun") && problem.contains(&way), "{}", waits.describe());
+    assert!(lockstep.run(&["check"]).stdout.contains(&way));
+
+    let named = ["--json", "prune", "--local", "--set", &set.id];
+    let dry = lockstep.expect(exit::DONE, &[&named[..], &["--dry-run"]].concat());
+    assert_said(&dry, &["is given up", away]);
+    assert_eq!(with_action(&told(&json_of(&dry), 0), "remove"), [&set.id]);
+    let run = lockstep.expect(exit::DONE, &named);
+    assert_said(&run, &["is given up", away]);
+    assert_eq!(json_of(&run)["places"][0]["removed"], serde_json::json!([set.id]));
+    assert!(!lockstep.run(&["check"]).stdout.contains("was cut off"));
+    let removals = fixture.state.join("clusters/main/removals");
+    assert_eq!(fs::read_dir(removals).expect("it is there").count(), 0, "nothing is left to do");
+    must(&mut command("zpool", ["import", "-d", folder, away]));
+    fixture.pools[1].snapshots().iter().for_each(|snapshot| release_and_destroy(snapshot));
+}
+
 /// The only set, without a manifest: its snapshots are where the cluster is. Copies that `zfs send -p` made have
 /// their names, marks and GUIDs, but belong to somebody.
 #[test]

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Finding, failure, warning};
 use crate::clone;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::restore::unfinished::{InTheWay, Whose};
@@ -42,7 +42,11 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             all.push(warning(
                 SUBJECT,
                 format!("the removal of set {} was cut off", entry.set),
-                "the next prune or backup finishes it, once nothing depends on its snapshots",
+                format!(
+                    "the next prune or backup finishes it, once nothing depends on its snapshots and its pools are imported; if one of them is gone for good: {} prune --local --set {}",
+                    lockstep(),
+                    entry.set
+                ),
             ));
         }
     }

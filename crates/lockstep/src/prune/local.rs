@@ -4,6 +4,7 @@
 //! that a restorable set could have. It is removed when its time has come.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 
 use jiff::Timestamp;
 
@@ -17,7 +18,7 @@ use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::{Manifest, SetVolume};
-use crate::set::removal::{self, Removal};
+use crate::set::removal::{self, CutOff, Removal};
 use crate::set::unread::{self, Unread};
 use crate::ship::begun;
 use crate::steps;
@@ -46,7 +47,9 @@ pub(super) fn prune(
         facts.pass_over(&restore::unfinished::to_be_undone(cx)?);
     }
     let damaged = facts.damaged.iter().map(|(id, _)| id);
-    let ids = facts.sets.iter().map(|set| &set.set).chain(damaged).map(ToString::to_string);
+    let begun = facts.begun.iter().map(CutOff::set);
+    let all = facts.sets.iter().map(|set| &set.set).chain(damaged).chain(begun);
+    let ids = all.map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted: Vec<_> = facts.sets.iter().filter(|set| is_counted(&facts, set)).collect();
@@ -59,9 +62,7 @@ pub(super) fn prune(
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all, &named);
-    if !request.dry_run {
-        plan.problems.extend(removal::cut_off(cx)?);
-    }
+    facts.add_begun(&mut plan, &named, request.dry_run);
     plan.insist_on(&named)?;
     let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
     for (set, why) in facts.shipped.iter().filter(is_going) {
@@ -113,14 +114,23 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
     Ok(whole.iter().copied().filter(going).map(|set| set.set.to_string()).collect())
 }
 
-fn away_in_words(set: &Manifest, pool: &str, why: Away) -> String {
+fn away_in_words(set: &SetId, pool: &str, why: Away) -> String {
     format!(
         "pool \"{pool}\" {}: {}; if it is gone for good: {} prune --local --set {}",
         why.state(),
         why.command(pool),
         lockstep(),
-        set.set
+        set
     )
+}
+
+/// Reports a snapshot that isn't removed with its set.
+fn tell_given_up(set: &impl Display, snapshot: &SnapshotName, why: Away) {
+    tracing::warn!(
+        "set {set} is given up: pool \"{}\" {}, and still has \"{snapshot}\" if it comes back",
+        snapshot.dataset.pool(),
+        why.state()
+    );
 }
 
 /// What is on this host.
@@ -128,6 +138,8 @@ struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
+    /// Sets whose removal was cut off, and couldn't be finished yet.
+    begun: Vec<CutOff>,
     /// Where the snapshots of damaged sets that will be removed are.
     unread: BTreeMap<String, Unread>,
     standing: BTreeMap<SnapshotName, Standing>,
@@ -162,6 +174,7 @@ impl Facts {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
+            begun: removal::cut_off(cx)?,
             unread: BTreeMap::new(),
             standing,
             moved: BTreeMap::new(),
@@ -295,7 +308,7 @@ impl Facts {
 
     /// Returns why the set can't be restored any more. While its pool isn't imported, nobody knows what is gone.
     fn broken(&self, set: &Manifest) -> Option<String> {
-        let away = |volume| self.away(volume).map(|why| away_in_words(set, &volume.pool, why));
+        let away = |volume| self.away(volume).map(|why| away_in_words(&set.set, &volume.pool, why));
         if let Some(why) = set.volumes.iter().find_map(away) {
             return Some(why);
         }
@@ -318,7 +331,7 @@ impl Facts {
     fn in_the_way(&self, set: &Manifest, is_named: bool) -> Option<String> {
         set.volumes.iter().find_map(|volume| {
             if let Some(why) = self.away(volume) {
-                return (!is_named).then(|| away_in_words(set, &volume.pool, why));
+                return (!is_named).then(|| away_in_words(&set.set, &volume.pool, why));
             }
             let (snapshot, standing) = self.found(volume)?;
             if standing.owner != self.owner {
@@ -340,12 +353,7 @@ impl Facts {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes) {
             let Some(why) = self.away(volume) else { continue };
-            tracing::warn!(
-                "set {id} is given up: pool \"{}\" {}, and still has \"{}\" if it comes back",
-                volume.pool,
-                why.state(),
-                volume.snapshot
-            );
+            tell_given_up(&id, &volume.snapshot, why);
         }
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes) {
@@ -355,6 +363,31 @@ impl Facts {
                 tracing::warn!("set {id} is given up, and one of its snapshots stays: {why}");
             }
         }
+    }
+
+    /// Adds the removals that were cut off. One that is `named` is finished without what it waits for.
+    fn add_begun(&self, plan: &mut Plan, named: &[String], is_dry_run: bool) {
+        for cut_off in &self.begun {
+            let (set, waits_for) = (cut_off.set(), &cut_off.waits_for);
+            if named.iter().any(|id| id == set.as_str()) {
+                for (dataset, why) in waits_for {
+                    tell_given_up(set, &dataset.snapshot(&set.snapshot_name()), *why);
+                }
+                let id = set.to_string();
+                plan.entries.push(Entry { set: id, time: None, fate: Fate::Remove, bytes: None });
+                continue;
+            }
+            // In a dry run others weren't continued yet.
+            if !is_dry_run || !waits_for.is_empty() {
+                let way = waits_for.first_key_value();
+                let way = way.map(|(dataset, why)| away_in_words(set, dataset.pool(), *why));
+                plan.problems.push(format!(
+                    "the removal of set {set} was begun, and can't be finished for now{}",
+                    way.map_or_else(String::new, |way| format!(": {way}"))
+                ));
+            }
+        }
+        plan.entries.sort_by(|a, b| a.set.cmp(&b.set));
     }
 
     /// Finds the snapshots of damaged sets that will be removed, and reports which of them stay.
@@ -457,7 +490,10 @@ impl Facts {
 
     fn remove(&self, cx: &Context, id: &str, is_named: bool) -> Result<Removal> {
         let Some(set) = self.sets.iter().find(|set| set.set.as_str() == id) else {
-            return self.remove_damaged(cx, id);
+            return match self.begun.iter().find(|cut_off| cut_off.set().as_str() == id) {
+                Some(cut_off) => cut_off.give_up(cx),
+                None => self.remove_damaged(cx, id),
+            };
         };
         let common = self.commons.iter().filter(|common| common.newest.as_deref() == Some(id));
         let repositories: Vec<_> = common.map(|common| common.repository.clone()).collect();

@@ -152,15 +152,48 @@ pub fn unfinished(cx: &Context) -> Result<()> {
     Ok(())
 }
 
-/// Describes the sets whose removal was begun and isn't done; after [`unfinished`], those that couldn't be continued.
+/// A removal that was begun and isn't done.
+#[derive(Debug, Clone)]
+pub struct CutOff {
+    entry: RemovalJournal,
+    /// The datasets on pools that aren't available: it isn't done before they are, unless somebody gives them up.
+    pub waits_for: BTreeMap<DatasetName, Away>,
+}
+
+impl CutOff {
+    /// The set.
+    #[must_use]
+    pub fn set(&self) -> &SetId {
+        &self.entry.set
+    }
+
+    /// Finishes it without what it waits for.
+    ///
+    /// # Errors
+    /// As [`remove`].
+    pub fn give_up(&self, cx: &Context) -> Result<Removal> {
+        let mut entry = self.entry.clone();
+        entry.given_up.extend(self.waits_for.keys().cloned());
+        write_to_remove(cx, &path(cx, &entry), &entry)?;
+        finish(cx, &entry)
+    }
+}
+
+/// Returns the removals that were cut off; after [`unfinished`], those that couldn't be continued.
 ///
 /// # Errors
-/// When a journal can't be read.
-pub fn cut_off(cx: &Context) -> Result<Vec<String>> {
+/// When a journal can't be read, or ZFS can't be asked.
+pub fn cut_off(cx: &Context) -> Result<Vec<CutOff>> {
     let begun = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
-    let words =
-        |set: &SetId| format!("the removal of set {set} was begun, and can't be finished for now");
-    Ok(begun.iter().map(|(_, entry)| words(&entry.set)).collect())
+    let begun = begun.into_iter().map(|(_, entry)| entry);
+    let look = |entry: RemovalJournal| {
+        let datasets = || entry.snapshots.iter().map(|(of, _)| of).filter(|of| !entry.gives_up(of));
+        let away = cx.zfs.all_away(datasets().map(DatasetName::pool))?;
+        let waited = |of: &DatasetName| Some((of.clone(), *away.get(of.pool())?));
+        let waits_for = datasets().filter_map(waited).collect();
+        Ok(CutOff { entry, waits_for })
+    };
+    begun.filter(|entry| !cx.state.is_complete(entry.set.as_str())).map(look).collect()
 }
 
 /// Returns why a snapshot can't be destroyed, apart from Lockstep's own hold.
