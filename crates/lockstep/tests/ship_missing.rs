@@ -463,8 +463,8 @@ fn a_later_state_that_is_put_back_lacks_what_was_shipped_meanwhile() {
     lockstep.backup("label");
 }
 
-/// The later state is put back once nothing was noted as lost any more. Its generation is the higher one, and the leases
-/// that this host took show that it is another copy.
+/// The later state is put back once nothing was noted as lost any more. Its generation is the higher one, and the
+/// leases that this host took show that it is another copy.
 #[test]
 fn a_later_state_that_is_put_back_after_all_was_shipped_lacks_it_too() {
     let fixture = Fixture::new(one_pool());

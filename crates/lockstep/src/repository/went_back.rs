@@ -210,8 +210,8 @@ fn compare(
 }
 
 impl Note {
-    /// Checks whether the highest generation in the repository doesn't follow from the noted one: the storage went back,
-    /// or is another copy. `own` is this host's name in leases. A pure function.
+    /// Checks whether the highest generation in the repository doesn't follow from the noted one: the storage went
+    /// back, or is another copy. `own` is this host's name in leases. A pure function.
     fn is_of_another_state(&self, there: Option<&Written>, own: &str) -> bool {
         let Some(there) = there else { return self.generation > 0 };
         // A damaged generation has no token.
@@ -233,8 +233,8 @@ fn without_what_is_there(repository: &Repository, mut note: Note) -> Result<Note
 
 /// Returns the sets that this host shipped or saw there, and that aren't there, now that the storage went back.
 ///
-/// Another host may have pruned some of them. A storage that went back lost its newest sets, and a prune keeps the newest.
-/// So a set that was noted as shipped counts if it was shipped after all that are left, and one that was seen if it is
+/// Another host may have pruned some of them. A storage that went back lost its newest sets, and a prune keeps the
+/// newest. So a set that was noted as shipped counts if it was shipped after all that are left, and one that was seen if it is
 /// younger than those that are left of what was seen. If none of these is left, it has to be younger than all.
 fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     let (name, id) = (&repository.name, &repository.id);
