@@ -404,6 +404,24 @@ fn what_a_check_found_is_said_where_it_cannot_repair() {
         }
         lease.release(now()).expect("it is given back");
     }
+    // What was found says how to repair it; that nothing can be deleted until then is no failure of its own.
+    let refused = |more: &[&str], object: &str| {
+        let told = lockstep.expect(exit::PROBLEMS, &[&arguments[..], more].concat());
+        assert!(told.stdout.contains(object), "{}", told.describe());
+        assert!(!told.stderr.contains("error: "), "{}", told.describe());
+        told
+    };
+    let words = "nothing is deleted while these sets are harmed";
+    assert!(refused(&[], "sets/a.json").stdout.contains(words));
+    fs::remove_file(desk.repository().join("clusters/main/sets/a.json")).expect("the test may");
+    let descriptor = desk.repository().join("clusters/main/volumes/tank/b.json");
+    fs::remove_file(descriptor).expect("the test may");
+    assert!(refused(&[], "tank/b.json").stdout.contains(words));
+    let told = &json_of(&refused(&["--json"], "tank/b.json"))["repositories"][0];
+    assert!(told["error"].as_str().is_some_and(|why| why.contains("tank/b.json")), "{told}");
+    assert_eq!(told["repaired"], Value::Null);
+    let compacted = lockstep.expect(exit::FAILED, &["repo", "compact"]);
+    says(&compacted, &["tank/b.json", "`lockstep repo check r` says what is missing and how"]);
     assert!(orphans.iter().all(|path| path.exists()), "nothing was repaired");
 }
 
