@@ -283,6 +283,34 @@ fn a_key_alone_makes_lockstep_json_again() {
     fs::rename(desk.at("keys"), desk.repository().join("keys")).expect("the test may");
     lockstep.expect(exit::DONE, &again);
     lockstep.expect(exit::DONE, &["repo", "key", "list"]);
+
+    // Another repository's lockstep.json is in its place, and the keys say whose they are.
+    let new = format!("key_file = \"{new}\"");
+    let (lockstep, slots) = (desk.with(&new), keys(&lockstep));
+    let old = slots.iter().filter_map(|slot| slot["id"].as_str()).find(|slot| !slot.contains(id));
+    lockstep.expect(exit::DONE, &["repo", "key", "remove", old.expect("it is there")]);
+    let other = format!("[repositories.o]\nurl = \"{}\"\n{new}\n", desk.url("o"));
+    desk.configured(&other, "\"o\"").expect(exit::DONE, &["repo", "init"]);
+    let lockstep = desk.with(&new);
+    for forgets in [false, true] {
+        lose();
+        if !forgets {
+            lockstep.expect(exit::DONE, &again);
+        }
+        fs::copy(desk.at("o/lockstep.json"), &format).expect("the test may");
+        let told = ["are of the repository", id, "repo init r --again"];
+        says(&lockstep.expect(exit::FAILED, &["repo", "list"]), &told);
+        says(&lockstep.expect(exit::FAILED, &["repo", "init"]), &told);
+        says(&lockstep.expect(exit::PROBLEMS, &["repo", "key", "list"]), &told);
+        lockstep.expect(exit::DONE, &again);
+        assert_eq!(fs::read(&format).expect("it is there again"), before, "{forgets}");
+    }
+    // Or the keys are another repository's: they open no set, so what is there stays.
+    fs::remove_dir_all(desk.repository().join("keys")).expect("the test may");
+    fs::rename(desk.at("o/keys"), desk.repository().join("keys")).expect("the test may");
+    fs::remove_dir_all(&state).expect("the test may");
+    says(&lockstep.expect(exit::FAILED, &again), &["unproven"]);
+    assert_eq!(fs::read(&format).expect("it is there"), before);
 }
 
 /// Makes sets `a` and `b` with one delta each, and objects that nobody needs.
@@ -376,6 +404,24 @@ fn what_a_check_found_is_said_where_it_cannot_repair() {
         }
         lease.release(now()).expect("it is given back");
     }
+    // What was found says how to repair it; that nothing can be deleted until then is no failure of its own.
+    let refused = |more: &[&str], object: &str| {
+        let told = lockstep.expect(exit::PROBLEMS, &[&arguments[..], more].concat());
+        assert!(told.stdout.contains(object), "{}", told.describe());
+        assert!(!told.stderr.contains("error: "), "{}", told.describe());
+        told
+    };
+    let words = "nothing is deleted while these sets are harmed";
+    assert!(refused(&[], "sets/a.json").stdout.contains(words));
+    fs::remove_file(desk.repository().join("clusters/main/sets/a.json")).expect("the test may");
+    let descriptor = desk.repository().join("clusters/main/volumes/tank/b.json");
+    fs::remove_file(descriptor).expect("the test may");
+    assert!(refused(&[], "tank/b.json").stdout.contains(words));
+    let told = &json_of(&refused(&["--json"], "tank/b.json"))["repositories"][0];
+    assert!(told["error"].as_str().is_some_and(|why| why.contains("tank/b.json")), "{told}");
+    assert_eq!(told["repaired"], Value::Null);
+    let compacted = lockstep.expect(exit::FAILED, &["repo", "compact"]);
+    says(&compacted, &["tank/b.json", "`lockstep repo check r` says what is missing and how"]);
     assert!(orphans.iter().all(|path| path.exists()), "nothing was repaired");
 }
 

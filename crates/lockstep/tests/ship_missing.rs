@@ -462,3 +462,70 @@ fn a_later_state_that_is_put_back_lacks_what_was_shipped_meanwhile() {
     assert_told(&lockstep.json(&MISSING[1..]), &[(&meanwhile, None)]);
     lockstep.backup("label");
 }
+
+/// The later state is put back once nothing was noted as lost any more. Its generation is the higher one, and the
+/// leases that this host took show that it is another copy.
+#[test]
+fn a_later_state_that_is_put_back_after_all_was_shipped_lacks_it_too() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label").id;
+    let old = copied(&fixture, "old");
+    for _ in 0..4 {
+        lockstep.backup("label");
+    }
+    let local: Vec<_> = lockstep.sets();
+    for set in local.iter().filter(|set| **set != local[local.len() - 1]) {
+        lockstep.expect(exit::DONE, &["prune", "--local", "--set", set]);
+    }
+    let later = copied(&fixture, "later");
+    go_back(&fixture, &old);
+    let backup = ["--json", "backup", "--strategy", "label"];
+    let meanwhile = Set::of(&json_of(&lockstep.expect(exit::PROBLEMS, &backup))).id;
+    // The one that is still here is shipped, and the others are given up.
+    lockstep.expect(exit::PROBLEMS, &MISSING);
+    let (after, said) = {
+        let said = json_of(&lockstep.expect(exit::DONE, &backup));
+        (Set::of(&said).id, said)
+    };
+    assert_eq!(lost(&said), [""; 0], "{said}");
+
+    go_back(&fixture, &later);
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &backup));
+    assert_eq!(lost(&said), [meanwhile.as_str(), &after], "{said}");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains("went back to an older state"), "{}", checked.describe());
+    assert_told(&lockstep.json(&MISSING[1..]), &[(&meanwhile, None), (&after, None)]);
+    let there = lockstep.json(&["list", "--from", "repository"]).to_string();
+    assert!([&first, &meanwhile, &after].iter().all(|set| there.contains(*set)), "{there}");
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
+}
+
+/// Neither here nor in the repository: nothing but what was seen there says that these sets were there.
+#[test]
+fn what_was_pruned_here_and_there_is_not_called_lost() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let sets = [(); 4].map(|()| lockstep.backup("label"));
+    // The newest is needed as the base of the next increment, unless this host can't start from it.
+    zfs(&["release", "lockstep", &sets[3].volumes[0].snapshot]);
+    zfs(&["destroy", &sets[3].volumes[0].snapshot]);
+    for set in [&sets[0], &sets[1], &sets[3]] {
+        lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &set.id]);
+        lockstep.expect(exit::DONE, &["prune", "--local", "--set", &set.id]);
+    }
+    let leases = folder(&fixture).join("clusters/main/leases");
+    let remove_leases = || fs::remove_dir_all(&leases).expect("they can be removed");
+    remove_leases();
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
+    let newest = lockstep.backup("label").id;
+    // What is really lost is named, and nothing else.
+    let manifest = folder(&fixture).join(format!("clusters/main/sets/{newest}.json"));
+    fs::remove_file(manifest).expect("it can be removed");
+    remove_leases();
+    let said =
+        json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "label"]));
+    assert_eq!(lost(&said), [newest.as_str()], "{said}");
+}

@@ -127,6 +127,26 @@ fn what_another_host_prunes_is_not_called_lost() {
     backup();
 }
 
+/// This host has seen the sets, and another one removes them; then the leases are removed by hand.
+#[test]
+fn what_another_host_prunes_is_not_called_lost_by_one_that_saw_it() {
+    let hosts = hosts();
+    let Hosts { fixture, first, second, .. } = &hosts;
+    for _ in 0..2 {
+        second.backup("label");
+        pause();
+    }
+    first.backup("label");
+    second.expect(exit::DONE, &PRUNE);
+    let leases = folder(fixture).join("clusters/main/leases");
+    fs::remove_dir_all(leases).expect("they can be removed");
+    let checked = first.run(&["check"]);
+    assert!(!checked.stdout.contains("went back"), "{}", checked.describe());
+    pause();
+    let said = json_of(&first.expect(exit::DONE, &["--json", "backup"]));
+    assert_eq!(said["repositories"][0]["went_back"], json!(null), "{said}");
+}
+
 /// The other host wants to prune when a backup is almost complete: it is let in when the set is.
 #[test]
 fn a_backup_during_a_prune_loses_nothing() {

@@ -58,6 +58,26 @@ pub struct Lease {
     repository: RepositoryHandle,
     body: Body,
     seconds: u64,
+    before: Option<Written>,
+}
+
+/// A generation, and who wrote it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The generation.
+    pub generation: u64,
+    /// The owner's name.
+    pub owner: String,
+    /// The holder's own, which no other has: the same from taking the lease until it is given back. Empty if the
+    /// generation is damaged.
+    pub token: String,
+}
+
+impl From<&Body> for Written {
+    fn from(body: &Body) -> Written {
+        let Body { generation, owner, token, .. } = body;
+        Written { generation: *generation, owner: owner.clone(), token: token.clone() }
+    }
 }
 
 /// A lease that somebody holds or has left without giving it back.
@@ -105,9 +125,9 @@ impl Lease {
         }))
     }
 
-    /// Returns the highest generation there is, whoever wrote it; 0 if the lease was never taken.
-    pub fn latest(repository: &Repository, what: &str) -> Result<u64> {
-        Ok(generations(repository, what)?.into_iter().max().unwrap_or(0))
+    /// Returns the highest generation there is, whoever wrote it; `None` if the lease was never taken.
+    pub fn latest(repository: &Repository, what: &str) -> Result<Option<Written>> {
+        Ok(newest(repository, what)?.as_ref().map(Written::from))
     }
 
     /// Takes over a lease before it expires. For callers that know, by other means than the clock, that the holder in
@@ -138,6 +158,7 @@ impl Lease {
         if let Some(held) = newest.as_ref().filter(is_held).filter(goes_on) {
             return Err(leased(held));
         }
+        let before = newest.as_ref().map(Written::from);
         let body = Body {
             format: FORMAT,
             what: what.to_string(),
@@ -149,9 +170,12 @@ impl Lease {
             damaged: None,
         };
         match step(repository, &body)? {
-            Step::Ours(body) => {
-                Ok(Lease { repository: RepositoryHandle(repository.clone()), body, seconds })
-            }
+            Step::Ours(body) => Ok(Lease {
+                repository: RepositoryHandle(repository.clone()),
+                body,
+                seconds,
+                before,
+            }),
             Step::Anothers { newest, .. } => Err(leased(&newest)),
         }
     }
@@ -187,6 +211,16 @@ impl Lease {
     /// Returns its generation.
     pub fn generation(&self) -> u64 {
         self.body.generation
+    }
+
+    /// Returns its token ([`Written::token`]).
+    pub fn token(&self) -> &str {
+        &self.body.token
+    }
+
+    /// Returns the highest generation that was there when it was taken.
+    pub fn before(&self) -> Option<&Written> {
+        self.before.as_ref()
     }
 
     /// Returns when it expires, in Unix time.

@@ -29,7 +29,7 @@ enum Command {
     Init {
         /// The repository; without this, all of the cluster's
         name: Option<String>,
-        /// Make the repository's lost or damaged lockstep.json again from what is there
+        /// Make the repository's lockstep.json again from what is there, if it is lost, damaged or another one's
         #[arg(long, requires = "name")]
         again: bool,
         /// The id that the repository had, if neither this host nor its keys know it
@@ -223,13 +223,13 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
     match command {
         KeyCommand::List { .. } => {
             let (slots, bad) = keys::list(&store)?;
-            let slots: Vec<_> = slots.into_iter().filter(ours).collect();
-            show(&name, &slots, json)?;
+            let fitting: Vec<_> = slots.iter().filter(|slot| ours(slot)).cloned().collect();
+            show(&name, &fitting, json)?;
             bad.iter().for_each(|(_, error)| output::error(error));
-            if slots.is_empty() && bad.is_empty() {
-                output::error(&keys::all_gone(&name));
+            if fitting.is_empty() && bad.is_empty() {
+                output::error(&keys::none_fits(&name, &format, &slots));
             }
-            let is_well = bad.is_empty() && !slots.is_empty();
+            let is_well = bad.is_empty() && !fitting.is_empty();
             return Ok(if is_well { Done::Well } else { Done::WithProblems });
         }
         KeyCommand::Add { new, label, .. } => {

@@ -31,6 +31,7 @@ use crate::progress::Progress;
 use crate::repository::header::StreamRules;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
+use crate::repository::seen;
 use crate::repository::shipped::FILES_IMAGE;
 use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Decision, Policy, Reason};
@@ -146,6 +147,7 @@ pub(super) fn prune(
     };
     let (mut removed, mut done) = (Vec::new(), Done::default());
     let carried_out = work.carry_out(&plan, &mut removed, &mut done);
+    seen::forget(cx, &repository, &removed);
     let error = match carried_out {
         Ok(()) => lease.was_held().err(),
         Err(error) => Some(lease.blamed(error, lease.confirm())),

@@ -325,14 +325,16 @@ pub struct Repaired {
 /// Deletes what neither a set nor a running shipment (`begun`) has needed for the grace time, and keys that open
 /// nothing. The caller holds the lease; `still` is called before each deletion to check that it still does.
 ///
+/// If something that says what a set needs is gone or damaged, nothing is deleted, and the inner error names it.
+///
 /// # Errors
-/// When a set can't be read, because then nobody knows what it needs; and those of `still`.
+/// When the store fails, and those of `still`.
 pub fn repair(
     repository: &Repository,
     begun: &Begun,
     now: u64,
     still: &dyn Fn() -> Result<()>,
-) -> Result<Repaired> {
+) -> Result<Result<Repaired>> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
     // A key that may open something here stays, even if that something is about to be deleted.
     let store = repository.strata.store();
@@ -345,7 +347,10 @@ pub fn repair(
     let of_caller = || still().map_err(strata::Error::caller);
     let terms = Terms::at(grace, now);
     let collected = collect(&repository.strata, begun, terms, Run::Real, &of_caller);
-    let collected = collected.map_err(of_strata)?;
+    let collected = match collected {
+        Err(error) if is_harm(&error) => return Ok(Err(of_strata(error))),
+        collected => collected.map_err(of_strata)?,
+    };
     let strata::check::Collected { deleted, waiting, locked } = collected;
     let mut repaired = Repaired { deleted, waiting, locked };
     for slot in &others {
@@ -361,7 +366,15 @@ pub fn repair(
             repaired.deleted.push(path);
         }
     }
-    Ok(repaired)
+    Ok(Ok(repaired))
+}
+
+/// Checks whether an error says that an object is gone or damaged, rather than that the store failed or that the work
+/// was ended.
+#[must_use]
+pub fn is_harm(error: &strata::Error) -> bool {
+    let is_damage = matches!(error, strata::Error::Damaged { .. } | strata::Error::Sealed { .. });
+    is_damage || error.is_not_found()
 }
 
 #[cfg(test)]

@@ -85,7 +85,7 @@ impl Format {
         }
     }
 
-    /// Puts it in the place of a damaged one.
+    /// Puts it in the place of a damaged one, or of another repository's.
     ///
     /// # Errors
     /// When the store fails.

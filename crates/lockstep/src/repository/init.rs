@@ -4,7 +4,8 @@
 //! from then on there is a key that opens it. What could go wrong: two hosts do this at once, each with its own data
 //! key. Put-if-absent lets one win, and the other removes its slot again. Or `lockstep.json` is gone while everything
 //! else is still there: a new one would have a new data key, and nothing already there could be read. So that is
-//! refused; the same file can be made again from what is there (`again.rs`), also in place of a damaged one.
+//! refused; the same file can be made again from what is there (`again.rs`), also in place of a damaged one, or of
+//! another repository's that was put there.
 
 mod again;
 
@@ -36,7 +37,7 @@ pub struct Made {
 /// What to create.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct How<'a> {
-    /// Only `lockstep.json`, lost or damaged, made again from what is there.
+    /// Only `lockstep.json`, lost, damaged or another repository's, made again from what is there.
     pub again: bool,
     /// The repository's id for that, if neither this host nor its keys know it.
     pub id: Option<&'a str>,
@@ -65,7 +66,11 @@ pub fn run(
         return Err(known.clone().is_away(name, None));
     }
     let store = stores::create(config)?;
-    let is_damaged = match Format::look(&store.impatient(), name)? {
+    let is_wrong = match Format::look(&store.impatient(), name)? {
+        Found::Format(format) if is_anothers(&store, config, &format)? => match how.again {
+            true => true,
+            false => return there(&store, name, config, format, false),
+        },
         Found::Format(format) => {
             return match awaited.filter(|known| known.id != format.id) {
                 Some(known) => Err(known.is_away(name, Some(format.id))),
@@ -81,7 +86,7 @@ pub fn run(
     if how.again {
         let id = again::named(name, known.map(|known| known.id), how.id)?;
         let format = again::format(&store, name, config, id, &clusters)?;
-        match is_damaged {
+        match is_wrong {
             true => format.replace(&store)?,
             false => format.create(&store).map(|_| ())?,
         }
@@ -114,6 +119,17 @@ pub fn run(
     }
     keys::forget(&store, &slot)?;
     there(&store, name, config, Format::read(&store, name)?, false)
+}
+
+/// Checks whether another encrypted repository's `lockstep.json` is in the place of this one's, as far as the keys say:
+/// all of them are of another repository.
+fn is_anothers(store: &Store, config: &RepositoryConfig, format: &Format) -> Result<bool> {
+    // An interrupted `repo init` may have left a key beside a repository that has none.
+    if format.encryption.is_none() || Source::of(config).is_none() {
+        return Ok(false);
+    }
+    let (slots, bad) = keys::list(store)?;
+    Ok(bad.is_empty() && !slots.is_empty() && keys::of_another(format, &slots).is_some())
 }
 
 fn there(

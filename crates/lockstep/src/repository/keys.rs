@@ -13,7 +13,7 @@ use strata::manifest::{DeltaId, Manifest};
 use strata::store::{Listed, Store, StoreErrorKind};
 use strata::{Repository, document, read_many};
 
-use super::format::{Format, MAX_SIZE};
+use super::format::{Format, MAX_SIZE, PATH};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
 use super::{newer_form, of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
@@ -272,7 +272,7 @@ pub fn open(
         return Err(damaged(&what, path, error));
     }
     if !slots.iter().any(|slot| slot.fingerprint == encryption.fingerprint) {
-        return Err(all_gone(name));
+        return Err(none_fits(name, format, &slots));
     }
     Err(Error::usage(
         what,
@@ -309,9 +309,40 @@ pub(super) fn no_key(name: &str) -> Error {
     )
 }
 
-/// The error that an encrypted repository has no slot of its data key any more.
+/// Returns the other repository that all slots say they are of; `None` if one says nothing, or is of this one. Then
+/// `lockstep.json` may have come from elsewhere.
+pub(super) fn of_another<'a>(format: &Format, slots: &'a [Slot]) -> Option<&'a str> {
+    let of: Option<Vec<_>> = slots.iter().map(wrap::repository_of).collect();
+    let of = of.filter(|of| !of.contains(&format.id.as_str()))?;
+    of.last().copied()
+}
+
+/// The error that of these slots, which are all that there are, none is of the data key that `lockstep.json` names.
 #[must_use]
-pub fn all_gone(name: &str) -> Error {
+pub fn none_fits(name: &str, format: &Format, slots: &[Slot]) -> Error {
+    if slots.is_empty() {
+        return all_gone(name);
+    }
+    let Some(other) = of_another(format, slots) else {
+        return Error::failed(format!(
+            "repository \"{name}\" is encrypted, and none of the keys in {FOLDER}/ is of the data key that its {PATH} names"
+        ))
+        .with_hint(format!(
+            "was {PATH} or {FOLDER}/ replaced by another repository's? Put it back from a copy of the repository"
+        ));
+    };
+    Error::failed(format!(
+        "{PATH} of repository \"{name}\" has the id {}, but the keys in {FOLDER}/ are of the repository {other}",
+        format.id
+    ))
+    .with_hint(format!(
+        "was another repository's {PATH} or {FOLDER}/ put there? Put the right one back from a copy of the repository; if there is none of {PATH}, `lockstep repo init {name} --again` makes it again from what is there"
+    ))
+}
+
+/// The error that an encrypted repository has no slot any more.
+#[must_use]
+pub(super) fn all_gone(name: &str) -> Error {
     Error::failed(format!(
         "repository \"{name}\" is encrypted, and its wrapped keys are gone: {FOLDER}/ has none"
     ))

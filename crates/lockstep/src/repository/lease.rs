@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use strata::lease::{Lease, Seen};
+use strata::lease::{Lease, Seen, Written};
 
 use crate::config::Place;
 use crate::context::Context;
@@ -118,9 +118,11 @@ impl Held {
         let waits = Waits { patience, call, unchanged, place: &place };
         match waits.take(&repository.strata, &owner)? {
             Ok(lease) => {
-                let generation = lease.generation();
+                let (generation, token) = (lease.generation(), lease.token().to_owned());
+                let before = lease.before().cloned();
                 let mut held = Self::keep(lease, owner);
-                held.noted = Some(went_back::taken(cx, repository, generation)?);
+                held.noted =
+                    Some(went_back::taken(cx, repository, before.as_ref(), generation, token)?);
                 Ok(held)
             }
             Err(seen) => Err(locked(place, &seen, &owner)),
@@ -362,11 +364,11 @@ pub(crate) fn doubtful(repository: &Repository) -> Result<Option<String>> {
     Ok(seen.as_ref().and_then(doubt))
 }
 
-/// Returns the highest generation there.
+/// Returns the highest generation there; `None` if there is none.
 ///
 /// # Errors
 /// When the store fails.
-pub(super) fn latest(repository: &Repository) -> Result<u64> {
+pub(super) fn latest(repository: &Repository) -> Result<Option<Written>> {
     Lease::latest(&repository.strata, WRITE).map_err(of_strata)
 }
 
@@ -411,7 +413,7 @@ impl Drop for Held {
 }
 
 /// Names this host, for others and for the next start here.
-fn owner(cx: &Context) -> String {
+pub(super) fn owner(cx: &Context) -> String {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     named(&host, cx.state.owner(), &machine())
 }

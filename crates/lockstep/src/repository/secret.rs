@@ -1,12 +1,15 @@
 //! Files that hold a secret: a key, a passphrase, an access key.
 //!
 //! What could go wrong: everybody on the host can read a secret, or it ends up in an error or a log. So a file that
-//! others may read is refused, and its content never appears in any message.
+//! others may read is refused, and its content never appears in any message. Or the path names a pipe, and opening it
+//! waits forever.
 
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+
+use rustix::fs::OFlags;
 
 use crate::error::{Error, Result};
 
@@ -19,7 +22,9 @@ const LARGEST: u64 = 64 << 10;
 /// When it can't be read, is larger than any secret, or may be read by anyone but its owner.
 pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
     let shown = path.display();
-    let mut file = match File::open(path) {
+    // Opening a pipe would wait for somebody who writes to it.
+    let flags = OFlags::NONBLOCK.bits() as i32;
+    let mut file = match File::options().read(true).custom_flags(flags).open(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(
                 format!("the {what} \"{shown}\" isn't there"),
@@ -72,6 +77,18 @@ pub fn read_line(path: &Path, what: &str) -> Result<Vec<u8>> {
 mod tests {
     use super::*;
     use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn a_pipe_is_no_secret_and_is_not_waited_for() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("pipe");
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let (told, heard) = std::sync::mpsc::channel();
+        std::thread::spawn(move || told.send(read(&path, "key file").unwrap_err().to_string()));
+        let error = heard.recv_timeout(std::time::Duration::from_secs(60));
+        assert!(error.is_ok_and(|error| error.contains("is no file")));
+    }
 
     #[test]
     fn what_others_may_read_is_no_secret() {

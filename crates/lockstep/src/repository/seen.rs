@@ -112,6 +112,22 @@ pub(super) fn ids(cx: &Context, repository: &Repository) -> BTreeSet<String> {
     seen.map(|seen| seen.sets.into_keys().collect()).unwrap_or_default()
 }
 
+/// Forgets sets that this host has removed from the repository: they aren't missed there. A failure is reported only
+/// in the log: it takes a storage that goes back as well for one of them to be called lost.
+pub(crate) fn forget(cx: &Context, repository: &Repository, removed: &[String]) {
+    let path = path(cx, &repository.name);
+    let Some(mut seen) = read(&path).filter(|seen| seen.repository == repository.id) else {
+        return;
+    };
+    let before = seen.sets.len();
+    seen.sets.retain(|id, _| !removed.contains(id));
+    if before != seen.sets.len()
+        && let Err(error) = write(&path, &repository.id, &seen.sets)
+    {
+        tracing::debug!(error = %error.chain(), "sets that were removed are still noted as seen there");
+    }
+}
+
 /// Returns what `read` finds in the notes of this folder: in that of the repository's name, or else in one of a name
 /// that the cluster no longer uses.
 pub(super) fn under_any_name<T>(

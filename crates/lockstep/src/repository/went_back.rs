@@ -6,13 +6,21 @@
 //! storage went back, and of the sets that were in it some may be lost. Which ones is noted too, until they are there
 //! again: the shipments that follow raise the generation past what was noted.
 //!
-//! A generation that is lower isn't enough: somebody may have removed the leases by hand. So there is a loss only if a
-//! set is gone as well that this host shipped or saw there.
+//! Or the storage that went back is replaced by the later state after all, whose generation is higher: then what was
+//! shipped in between is gone in turn. But each time that the lease is taken it gets a token of its own. So this host
+//! notes its last one as well. If the highest generation is this host's and has another token, or has the number that
+//! was noted and another token, it was written to another copy.
+//!
+//! A generation that is lower or has another token isn't enough: somebody may have removed the leases by hand, or
+//! state_dir came back from an older copy. So there is a loss only if a set is gone as well that this host shipped or
+//! saw there, and that no prune has removed: it is younger than what is left of those that were seen. A prune keeps the
+//! newest.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use strata::lease::Written;
 
 use super::{Repository, lease, seen};
 use crate::context::{Context, lockstep};
@@ -36,6 +44,9 @@ struct Note {
     repository: String,
     /// The highest generation that this host wrote there.
     generation: u64,
+    /// That generation's token; `None` in a note of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
     /// The sets that were lost when the storage went back, and aren't there again.
     lost: BTreeSet<String>,
 }
@@ -111,14 +122,21 @@ impl Place {
     }
 }
 
-/// Compares the generation of the lease that was just taken with what was noted, and notes it.
+/// Compares what was there when the lease was taken with what was noted, and notes the lease's own generation and
+/// token.
 ///
 /// # Errors
 /// When the store fails.
-pub(super) fn taken(cx: &Context, repository: &Repository, generation: u64) -> Result<Place> {
+pub(super) fn taken(
+    cx: &Context,
+    repository: &Repository,
+    there: Option<&Written>,
+    generation: u64,
+    token: String,
+) -> Result<Place> {
     let before = recall(cx, repository);
-    let now = compare(cx, repository, &before, generation.saturating_sub(1))?;
-    keep(cx, repository, &before, &Note { generation, ..now });
+    let now = compare(cx, repository, &before, there)?;
+    keep(cx, repository, &before, &Note { generation, token: Some(token), ..now });
     Ok(Place { path: path(cx, &repository.name), repository: repository.id.clone() })
 }
 
@@ -130,10 +148,10 @@ pub fn look(cx: &Context, repository: &Repository) -> Result<Option<WentBack>> {
     // In this order: a backup that runs meanwhile notes a generation only after it was written.
     let before = recall(cx, repository);
     let there = match before.generation {
-        0 => 0,
+        0 => None,
         _ => lease::latest(repository)?,
     };
-    let now = compare(cx, repository, &before, there)?;
+    let now = compare(cx, repository, &before, there.as_ref())?;
     keep(cx, repository, &before, &now);
     Ok(WentBack::of(cx, now.lost))
 }
@@ -172,14 +190,36 @@ pub(super) fn warn(cx: &Context, repository: &Repository) {
 }
 
 /// Returns what is to be noted; `there` is the highest generation in the repository.
-fn compare(cx: &Context, repository: &Repository, before: &Note, there: u64) -> Result<Note> {
+fn compare(
+    cx: &Context,
+    repository: &Repository,
+    before: &Note,
+    there: Option<&Written>,
+) -> Result<Note> {
     let mut now = before.clone();
-    now.generation = there.min(before.generation);
-    // If the later state was put back, what was shipped to the older one is gone in turn.
-    if there < before.generation || (!before.lost.is_empty() && newest_is_gone(cx, repository)?) {
+    let is_another = before.is_of_another_state(there, &lease::owner(cx));
+    if is_another {
+        now.generation = there.map_or(0, |there| there.generation);
+        now.token = there.map(|there| there.token.clone());
+    }
+    // If the later state was put back while sets are lost, what was shipped to the older one is gone in turn.
+    if is_another || (!before.lost.is_empty() && newest_is_gone(cx, repository)?) {
         now.lost.extend(gone(cx, repository)?);
     }
     without_what_is_there(repository, now)
+}
+
+impl Note {
+    /// Checks whether the highest generation in the repository doesn't follow from the noted one: the storage went
+    /// back, or is another copy. `own` is this host's name in leases. A pure function.
+    fn is_of_another_state(&self, there: Option<&Written>, own: &str) -> bool {
+        let Some(there) = there else { return self.generation > 0 };
+        // A damaged generation has no token.
+        let is_known = !there.token.is_empty();
+        let differs = is_known && self.token.as_ref().is_some_and(|token| *token != there.token);
+        let is_ours = there.owner == own || there.generation == self.generation;
+        there.generation < self.generation || (is_ours && differs)
+    }
 }
 
 fn without_what_is_there(repository: &Repository, mut note: Note) -> Result<Note> {
@@ -193,8 +233,9 @@ fn without_what_is_there(repository: &Repository, mut note: Note) -> Result<Note
 
 /// Returns the sets that this host shipped or saw there, and that aren't there, now that the storage went back.
 ///
-/// A set that was noted as shipped may have been pruned by another host. Then that was long ago if it isn't among those
-/// that were seen there last, nor younger than all shipments that are left.
+/// Another host may have pruned some of them. A storage that went back lost its newest sets, and a prune keeps the
+/// newest. So a set that was noted as shipped counts if it was shipped after all that are left, and one that was seen if it is
+/// younger than those that are left of what was seen. If none of these is left, it has to be younger than all.
 fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     let (name, id) = (&repository.name, &repository.id);
     let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
@@ -203,6 +244,8 @@ fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     let is_later =
         |at: Option<jiff::Timestamp>| at.is_none_or(|at| last.is_none_or(|last| at > last));
     let mut gone = seen::ids(cx, repository);
+    let newest = gone.intersection(&there).max().or_else(|| there.last()).cloned();
+    gone.retain(|set| newest.as_ref().is_none_or(|newest| set > newest));
     let here = cx.state.complete()?;
     let shipped = here.iter().filter(|set| {
         notes::shipped(cx, set, name, id).is_some_and(|note| is_later(note.shipped_at))
@@ -272,4 +315,39 @@ fn publish(path: &Path, note: &Note) -> bool {
         );
     }
     written.is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn another_state_is_told_by_its_generation_or_its_token() {
+        let noted = |token: Option<&str>| Note {
+            generation: 8,
+            token: token.map(str::to_owned),
+            ..Note::default()
+        };
+        let there = |generation, owner: &str, token: &str| {
+            Some(Written { generation, owner: owner.to_owned(), token: token.to_owned() })
+        };
+        for (there, expected) in [
+            (None, true),
+            (there(7, "us", "a"), true),
+            (there(8, "us", "a"), false),
+            (there(9, "us", "a"), false),
+            (there(9, "us", "b"), true),
+            (there(8, "they", "b"), true),
+            // Nothing in it says whether it was written after ours.
+            (there(9, "they", "b"), false),
+            (there(9, "us", ""), false),
+        ] {
+            let found = noted(Some("a")).is_of_another_state(there.as_ref(), "us");
+            assert_eq!(found, expected, "{there:?}");
+        }
+        let older = noted(None);
+        assert!(!older.is_of_another_state(there(9, "us", "b").as_ref(), "us"));
+        assert!(older.is_of_another_state(there(7, "us", "b").as_ref(), "us"));
+        assert!(!Note::default().is_of_another_state(None, "us"));
+    }
 }

@@ -16,7 +16,7 @@ use crate::error::{Error, Result};
 use crate::progress::Progress;
 use crate::repository::check::{self, Checked, Repaired, Severity};
 use crate::repository::lease::Held;
-use crate::repository::{self, Repository, of_strata};
+use crate::repository::{self, Repository, harm, of_strata};
 use crate::set::{at_work, verify};
 use crate::ship::{self, begun};
 use crate::steps;
@@ -231,13 +231,22 @@ impl Check {
             let checked = check::run(&repository, self.read_data, &here, told)?;
             drop(line);
             // Report the findings however the repair ends.
-            let (repaired, ended) = match self.repaired(cx, &repository, &checked) {
-                Ok(repaired) => (repaired, None),
-                Err(error) => (None, Some(error)),
+            let (repaired, unread, ended) = match self.repaired(cx, &repository, &checked) {
+                Ok(None) => (None, None, None),
+                Ok(Some(Ok(repaired))) => (Some(repaired), None, None),
+                // The findings say what is wrong, and the ways out.
+                Ok(Some(Err(unread))) if !checked.harmed().is_empty() => (None, Some(unread), None),
+                Ok(Some(Err(error))) | Err(error) => (None, None, Some(error)),
             };
-            let failed = ended.as_ref().filter(|_| !checked.is_partial);
+            let failed = ended.as_ref().filter(|_| !checked.is_partial).or(unread.as_ref());
+            let mut text = self.words(name, &checked, repaired.as_ref());
+            if unread.is_some() {
+                text.push_str(&format!(
+                    "repair   {name}: nothing is deleted while these sets are harmed, because what they need can't be told\n"
+                ));
+            }
             Ok(Told {
-                text: self.words(name, &checked, repaired.as_ref()),
+                text,
                 value: json!({
                     "repository": name, "findings": checked.findings, "orphans": checked.orphans,
                     "harmed": checked.harmed(), "repaired": repaired, "partial": checked.is_partial,
@@ -259,7 +268,7 @@ impl Check {
         cx: &Context,
         repository: &Repository,
         checked: &Checked,
-    ) -> Result<Option<Repaired>> {
+    ) -> Result<Option<Result<Repaired>>> {
         if checked.is_partial {
             return Err(Error::Interrupted { step: "check.read".to_owned() });
         }
@@ -346,6 +355,17 @@ impl Compact {
         })
     }
 
+    /// Completes an error of the collection: if sets are harmed, the check says how to repair them.
+    fn not_collected(repository: &Repository, error: strata::Error) -> Error {
+        let is_harm = check::is_harm(&error);
+        match of_strata(error) {
+            Error::Failed { what, source, .. } if is_harm => {
+                Error::Failed { what, hint: Some(harm::hint(&repository.name)), source }
+            }
+            error => error,
+        }
+    }
+
     fn compact(
         &self,
         repository: &Repository,
@@ -361,7 +381,8 @@ impl Compact {
         let strata = &repository.strata;
         let run = if self.dry_run { Run::Dry } else { Run::Real };
         let collected = || collect(strata, begun, Terms::at(grace, now()), run, &still);
-        let before = collected().map_err(of_strata)?;
+        let failed = |error| Self::not_collected(repository, error);
+        let before = collected().map_err(failed)?;
         steps::reached("compact.collected")?;
         let lines = Progress::on_stderr();
         let mut line = lines.told(&repository.name);
@@ -375,7 +396,7 @@ impl Compact {
         // What was replaced now begins its waiting period.
         let after = match self.dry_run {
             true => before.clone(),
-            false => collected().map_err(of_strata)?,
+            false => collected().map_err(failed)?,
         };
         Ok(self.told(repository, before.deleted.len(), &after, &repacked))
     }
