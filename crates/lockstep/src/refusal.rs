@@ -373,6 +373,23 @@ pub enum Refusal {
         /// The path of that part.
         at: PathBuf,
     },
+    /// The target is, contains, or is inside a part of a server that runs here.
+    #[error(
+        "the restore would fill \"{}\", and \"{}\" is the {part} of the server in \"{}\" (process {pid})",
+        path.display(), at.display(), data.display()
+    )]
+    DirectoryHoldsServer {
+        /// The folder.
+        path: PathBuf,
+        /// The part.
+        part: PartKind,
+        /// The path of that part.
+        at: PathBuf,
+        /// The server's data directory.
+        data: PathBuf,
+        /// The process id of the server.
+        pid: u32,
+    },
     /// A standby would replay into the folders of its original.
     #[error(
         "the original cluster runs on this host, in \"{}\" (process {pid}): a standby here would replay each new tablespace into the original's folder",
@@ -683,7 +700,7 @@ impl Refusal {
             Self::DirectoryHoldsRestore { .. } => "bring it to the set's state with --from repository and --delta, or name an empty folder".into(),
             Self::DatasetExists { .. } => "name another place with --dataset; or bring what is there to the set's state with --delta".into(),
             Self::CloneExists { dataset } => format!("take another name; `zfs get lockstep:restore,lockstep:owner,origin {}` says what made it", quote(dataset)),
-            Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } => "restore to a folder outside the cluster".into(),
+            Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } | Self::DirectoryHoldsServer { .. } => "restore to a folder outside the cluster".into(),
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `{lockstep} clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),

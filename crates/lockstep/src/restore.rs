@@ -24,6 +24,7 @@ mod kept;
 mod marker;
 pub mod only;
 mod original;
+mod others;
 mod owners;
 mod parked;
 pub mod placement;

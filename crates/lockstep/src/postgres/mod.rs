@@ -11,6 +11,7 @@ pub mod invalid_pages;
 pub mod links;
 pub mod recovery;
 pub mod row;
+pub mod running;
 pub mod server;
 pub mod session;
 pub mod target;

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use super::instance;
 use super::invalid_pages::{IGNORE, InvalidPages};
+use super::running;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::left::{self, Namespace};
@@ -445,9 +446,7 @@ pub fn running(data: &Path) -> Result<Option<u32>> {
     if runs_in(named.cast_signed(), data) || is_hidden(named, data) {
         return Ok(Some(named));
     }
-    let all = std::fs::read_dir("/proc").map_err(Error::io("list", "/proc"))?.flatten();
-    let mut all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    Ok(all.find(|pid| is_postgres(*pid) && runs_in(pid.cast_signed(), data)))
+    Ok(running::processes()?.find(|pid| runs_in(pid.cast_signed(), data)))
 }
 
 /// Whether the working directory of a process is hidden from us although the process may be the server: it belongs to
@@ -458,12 +457,6 @@ fn is_hidden(pid: u32, data: &Path) -> bool {
     let is_denied = cwd.is_err_and(|e| e.kind() == std::io::ErrorKind::PermissionDenied);
     let owner = |path: &Path| std::fs::metadata(path).map(|m| m.uid()).ok();
     is_denied && owner(Path::new(&process)) == owner(data)
-}
-
-/// Whether a process has the name of PostgreSQL's program: a shell in that folder doesn't.
-fn is_postgres(pid: u32) -> bool {
-    let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    ["postgres", "postmaster"].contains(&name.trim_end())
 }
 
 /// A setting that is lower than the original's was at the point that recovery has reached.
@@ -573,7 +566,7 @@ mod tests {
         let mut server = works_here("postgres");
         // The name changes a moment after the program was started.
         let since = Instant::now();
-        while !is_postgres(server.id()) && since.elapsed() < Duration::from_secs(10) {
+        while !running::is_postgres(server.id()) && since.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert_eq!(running(scratch.path()).unwrap(), Some(server.id()));

@@ -101,12 +101,16 @@ impl<'a> Build<'a> {
         // What existed before isn't Lockstep's to remove.
         datasets.retain(|dataset| !there.contains(dataset));
         datasets.extend(source.receiving(&placement, &id));
-        let emptied = emptied(&placement, &source);
+        let missing = placement.folders().filter(|path| path.symlink_metadata().is_err());
+        let filled = missing.cloned().collect();
         let with_data = placement.volumes.iter().find(|volume| placement.has_data(volume));
         let data_on = with_data.and_then(|volume| volume.dataset.clone());
         let mounts = Mounts::read()?;
-        let holding = alone.folders.iter().filter_map(|folder| mounts.holding(folder));
-        let mounted = holding.map(|mount| mount.point.clone()).collect();
+        // A restore as files may go over datasets of an older one.
+        let folders = alone.folders.iter().chain(placement.folders());
+        let holding = folders.filter_map(|folder| mounts.holding(folder));
+        let mounted: BTreeSet<PathBuf> = holding.map(|mount| mount.point.clone()).collect();
+        let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
         let journal = RestoreJournal {
             id: id.clone(),
             received: source.received(&placement, &id),
@@ -119,7 +123,7 @@ impl<'a> Build<'a> {
                 places
             },
             own: own(&placement, &source),
-            emptied,
+            filled,
             places_of_others: Vec::new(),
             started: false,
             alone_in: alone.folders.clone(),
@@ -127,9 +131,9 @@ impl<'a> Build<'a> {
             keeps_files: false,
             is_over_older: false,
             data_on,
-            mounted,
+            mounted: mounted.into_iter().collect(),
+            over: older.marker.as_ref().map(|marker| marker.restore.clone()).unwrap_or_default(),
         };
-        let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
         Ok(Self {
             cx,
             request,
@@ -447,8 +451,23 @@ impl<'a> Build<'a> {
             begun_at: jiff::Timestamp::now(),
             restore: self.id.clone(),
             before: self.sets_before(),
+            tablespaces: self.folders_of_tablespaces(),
             ended: false,
         }
+    }
+
+    /// Returns the folders outside DIR that tablespaces go to, and, if the older restore wasn't finished, its own.
+    fn folders_of_tablespaces(&self) -> Vec<PathBuf> {
+        let directory = &self.placement.directory;
+        let own = self.placement.tablespaces.values().map(|tablespace| &tablespace.real);
+        let own = own.filter(|path| !path.starts_with(directory));
+        let older = self.older.of(&self.manifest, &self.source);
+        let older = older.filter(|_| !control::is_in_place(&self.placement.data));
+        let mut all: Vec<_> =
+            own.chain(older.iter().flat_map(|older| &older.tablespaces)).cloned().collect();
+        all.sort();
+        all.dedup();
+        all
     }
 
     /// Returns the sets whose files may be there: the older restore's, and if that wasn't finished, those before it.
@@ -540,14 +559,7 @@ fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
     // What existed before isn't Lockstep's to remove.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());
-    own.extend(placement.folders().filter(|path| path.symlink_metadata().is_err()).cloned());
     own
-}
-
-/// Returns empty folders that are filled, such as one that somebody made for a tablespace.
-fn emptied(placement: &Placement, source: &Source) -> Vec<PathBuf> {
-    let is_filled = |folder: &&PathBuf| !source.is_delta() && folder.is_dir();
-    placement.folders().filter(is_filled).cloned().collect()
 }
 
 /// Returns what is made and is empty once the clones are gone, innermost first.

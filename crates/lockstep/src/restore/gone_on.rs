@@ -6,7 +6,7 @@
 //! other name, or gets it again. Complete datasets stay. A half-received one is destroyed, because nothing can be
 //! received on top of it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::unfinished::{destroy_datasets, is_receiving, remove_place, say_ended};
 use super::{control, marker};
@@ -62,7 +62,7 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
         datasets: goes.cloned().collect(),
         places: Vec::new(),
         own: Vec::new(),
-        emptied: Vec::new(),
+        filled: Vec::new(),
         ..entry.clone()
     }
 }
@@ -85,10 +85,15 @@ pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     say_ended(cx, &stays)
 }
 
+/// Returns DIR.
+pub(super) fn directory(entry: &RestoreJournal) -> Option<&Path> {
+    entry.alone_in.first().map(PathBuf::as_path)
+}
+
 /// Says that it stays, how to continue, and how to remove it; the last isn't said when it continues an older restore.
 #[must_use]
 pub fn words(entry: &RestoreJournal) -> String {
-    let directory = entry.alone_in.first().unwrap_or(&entry.data);
+    let directory = directory(entry).unwrap_or(&entry.data);
     let stays = format!(
         "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
@@ -100,10 +105,16 @@ pub fn words(entry: &RestoreJournal) -> String {
     let is_below = |name: &DatasetName| name.parent().is_some_and(|above| all.contains(&&above));
     let datasets = all.iter().filter(|name| !is_below(name));
     let datasets = datasets.map(|name| format!("zfs destroy -r {}", quote(name.as_str())));
-    let folders = entry.alone_in.iter().map(|folder| quote(&folder.display().to_string()));
-    let folders = format!("rm -r {}", folders.collect::<Vec<_>>().join(" "));
-    let commands: Vec<_> = datasets.chain([folders]).collect();
-    format!("{stays}. To remove it: `{}`", commands.join("; "))
+    let folder = format!("rm -r {}", quote(&directory.display().to_string()));
+    let commands: Vec<_> = datasets.chain([folder]).collect();
+    // They may have become another cluster's since.
+    let tablespaces = entry.alone_in.iter().skip(1).map(|it| format!("\"{}\"", it.display()));
+    let tablespaces: Vec<_> = tablespaces.collect();
+    let and = match tablespaces.is_empty() {
+        true => String::new(),
+        false => format!("; and empty {}, if nothing else uses it", tablespaces.join(", ")),
+    };
+    format!("{stays}. To remove it: `{}`{and}", commands.join("; "))
 }
 
 #[cfg(test)]

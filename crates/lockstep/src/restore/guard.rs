@@ -5,7 +5,7 @@
 //! back; so everything that would be changed is checked before the first change.
 
 mod enter;
-mod live;
+pub(super) mod live;
 mod mounted;
 mod older;
 
@@ -96,18 +96,37 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     mounted::nothing_inside(&places[..filled], placement, &mounts)?;
     if let Some(pid) = server::running(&placement.data)? {
-        return Err(Error::usage(
-            format!("a server runs in \"{}\": process {pid}", placement.data.display()),
-            format!(
-                "stop it first: what it has in memory would be written over the restored files. The server's file is \"{}\"",
-                placement.data.join("postmaster.pid").display()
-            ),
-        ));
+        return Err(runs(&placement.data, pid));
+    }
+    // By its own paths: an older restore may have its data directory elsewhere in DIR, and a folder for a tablespace
+    // may be another cluster's by now.
+    if let Some((place, part, server)) = live::used(&cx.zfs, &places, &mounts, None)? {
+        return Err(match server.data.starts_with(&placement.directory) {
+            true => runs(&server.data, server.pid),
+            false => Refusal::DirectoryHoldsServer {
+                path: place.clone(),
+                part: part.kind,
+                at: part.path,
+                data: server.data,
+                pid: server.pid,
+            }
+            .into(),
+        });
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
     older::check(asked, &there)?;
     older::no_files_for_a_dataset(placement, &there)?;
     Ok(there)
+}
+
+fn runs(data: &Path, pid: u32) -> Error {
+    Error::usage(
+        format!("a server runs in \"{}\": process {pid}", data.display()),
+        format!(
+            "stop it first: what it has in memory would be written over the restored files. The server's file is \"{}\"",
+            data.join("postmaster.pid").display()
+        ),
+    )
 }
 
 /// Refuses a target folder inside a live cluster.

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::source::Source;
 use crate::error::Result;
 use crate::files;
-use crate::set::manifest::{Manifest, json};
+use crate::set::manifest::{Manifest, json, paths_text};
 
 /// Its name in DIR.
 pub(super) const NAME: &str = ".lockstep-restore";
@@ -37,6 +37,9 @@ pub(super) struct Marker {
     /// The sets that were there before; several if restores were interrupted. Their files may still be there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) before: Vec<String>,
+    /// The folders outside DIR that its tablespaces go to. An older Lockstep doesn't write them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "paths_text")]
+    pub(super) tablespaces: Vec<PathBuf>,
     /// The restore has ended, and what is there stays. An older Lockstep doesn't write this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) ended: bool,
@@ -87,6 +90,7 @@ mod tests {
             begun_at: Timestamp::UNIX_EPOCH,
             restore: "restore-ab12".into(),
             before: Vec::new(),
+            tablespaces: vec!["/srv/ts".into()],
             ended: false,
         };
         let text = serde_json::to_string(&marker).unwrap();

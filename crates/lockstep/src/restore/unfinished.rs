@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
-use super::{alone, control, gone_on, seen};
+use super::{alone, control, gone_on, others, seen};
 use crate::clone;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -191,8 +191,8 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
 
 /// Returns the suspended pool on which a restore made something: that can't be looked at until the pool is cleared.
 pub(crate) fn suspended(cx: &Context, entry: &RestoreJournal) -> Option<String> {
-    let folders =
-        entry.alone_in.iter().chain(&entry.places).chain(&entry.own).chain(&entry.emptied);
+    let folders = entry.alone_in.iter().chain(&entry.places).chain(&entry.own);
+    let folders = folders.chain(&entry.filled);
     let mut folders = folders.chain(&entry.mounted).chain([&entry.data]);
     let datasets = || entry.datasets.iter().chain(&entry.data_on);
     let dataset = || datasets().find(|dataset| cx.zfs.answers(dataset).is_err());
@@ -247,7 +247,9 @@ fn leave(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resul
 /// doesn't know this journal.
 fn is_taken_over(entry: &RestoreJournal) -> bool {
     let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
-    markers.any(|marker| !marker.restore.is_empty() && marker.restore != entry.id)
+    // Until it wrote its own, there was that of the restore before it.
+    let known = ["", &entry.over, &entry.id];
+    markers.any(|marker| !known.contains(&marker.restore.as_str()))
 }
 
 /// Returns the same entry with only those datasets that no other restore continues with.
@@ -294,8 +296,8 @@ fn kind(id: &str) -> &'static str {
 
 /// Lists what is removed, for people: datasets and folders, without those inside another.
 fn left(entry: &RestoreJournal) -> String {
-    let mut folders: Vec<&Path> =
-        entry.places.iter().chain(&entry.own).chain(&entry.emptied).map(PathBuf::as_path).collect();
+    let folders = entry.places.iter().chain(&entry.own).chain(others::written(entry));
+    let mut folders: Vec<&Path> = folders.map(PathBuf::as_path).collect();
     folders.retain(|path| path.symlink_metadata().is_ok());
     let all = folders.clone();
     folders.retain(|path| !all.iter().any(|outer| outer != path && path.starts_with(outer)));
@@ -403,13 +405,20 @@ pub(crate) fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
         Some(_) => Whose::Theirs,
         None => match configured(cx, entry) {
             Some(cluster) => Whose::Configured(cluster),
-            // What is destroyed doesn't have to be mounted.
-            None if gone_on::may_be_kept(entry) => {
-                seen::not_mounted(cx, entry)?.map_or(Whose::Ours, Whose::Unseen)
-            }
-            None => Whose::Ours,
+            None => whose_folders(cx, entry)?,
         },
     })
+}
+
+/// Looks at what nobody's server runs in.
+fn whose_folders(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
+    // What is destroyed doesn't have to be mounted.
+    if gone_on::may_be_kept(entry)
+        && let Some(why) = seen::not_mounted(cx, entry)?
+    {
+        return Ok(Whose::Unseen(why));
+    }
+    Ok(if others::have_made_something(entry)? { Whose::Theirs } else { Whose::Ours })
 }
 
 /// Whether Lockstep has started this server for a recovery: such a server got settings on its command line that
@@ -579,14 +588,21 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
     Ok(found)
 }
 
-/// Removes the folders, which are empty once the clones are gone.
+/// Removes the folders, which are empty once the clones are gone. What others have made there stays.
 ///
 /// # Errors
 /// When one stays.
 pub fn remove_folders(entry: &RestoreJournal) -> Result<()> {
-    entry.own.iter().try_for_each(|path| files::remove_tree(path))?;
-    entry.emptied.iter().try_for_each(|path| files::empty_directory(path))?;
-    entry.places.iter().chain(&entry.places_of_others).try_for_each(|path| remove_place(path))
+    let (are_away, directory) = (others::are_away(entry), gone_on::directory(entry));
+    let is_own = |path: &&PathBuf| are_away || directory.is_none_or(|it| !path.starts_with(it));
+    entry
+        .own
+        .iter()
+        .chain(others::written(entry))
+        .filter(is_own)
+        .try_for_each(|path| files::remove_tree(path))?;
+    let places = entry.filled.iter().chain(&entry.places).chain(&entry.places_of_others);
+    places.into_iter().try_for_each(|path| remove_place(path))
 }
 
 /// Removes a link or an empty folder; a folder that somebody put something into stays.
@@ -626,7 +642,6 @@ mod tests {
             data,
             places: Vec::new(),
             own: Vec::new(),
-            emptied: Vec::new(),
             places_of_others: Vec::new(),
             started,
             ..Default::default()

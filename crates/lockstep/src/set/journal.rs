@@ -86,9 +86,10 @@ pub struct RestoreJournal {
     /// Folders that are Lockstep's with everything in them.
     #[serde(with = "paths_text")]
     pub own: Vec<PathBuf>,
-    /// Folders that existed and were empty: they stay, and their content is removed.
+    /// Folders that it makes and fills with files. Once it has begun with that (`keeps_files`), those in DIR are
+    /// Lockstep's with everything in them. Older versions have them in `own`.
     #[serde(default, with = "paths_text")]
-    pub emptied: Vec<PathBuf>,
+    pub filled: Vec<PathBuf>,
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,
@@ -117,6 +118,9 @@ pub struct RestoreJournal {
     /// Where the file systems that hold its folders are mounted: without them nothing can be seen of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "paths_text")]
     pub mounted: Vec<PathBuf>,
+    /// The restore whose marker was in DIR when it began.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub over: String,
 }
 
 /// Writes an entry durably.

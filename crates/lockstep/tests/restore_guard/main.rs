@@ -6,6 +6,7 @@ mod support;
 
 mod cut_off;
 mod older;
+mod others;
 mod theirs;
 
 use rustix::process::Signal;

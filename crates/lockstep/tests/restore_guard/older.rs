@@ -374,20 +374,20 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     let other = fixture.owned("other");
     must(&mut as_postgres(fixture.cluster.bin.join("initdb"), [Path::new("-D"), &other]));
     let other = fs::read(control(&other)).expect("a data directory has it");
-    let refused = || {
+    let refused = |holds: &str| {
         let before = walk(&to);
         let outcome = lockstep.run(&restore_arguments(&set.id, &to, &FILES));
-        assert_refused(&outcome, &["isn't an older restore", "holds the cluster "]);
+        assert_refused(&outcome, &["isn't an older restore", holds]);
         assert!(walk(&to) == before, "a refused restore changed {to:?}");
     };
     fs::write(&held, other).expect("it can be written");
-    refused();
+    refused("holds the cluster ");
     // If pg_control has no content yet, the marker tells.
     fs::write(&held, b"").expect("it can be written");
     let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
     let id = json["system_identifier"].as_str().expect("it says so");
     fs::write(&marker, text.replace(id, "4711")).expect("it can be written");
-    refused();
+    refused("holds a restore of cluster \"main\", 4711");
     fs::write(&marker, text).expect("it can be written");
     let restored = lockstep.restore_and_start(&set.id, &to, &FILES);
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("gone on with");

@@ -8,23 +8,26 @@ use crate::context::Context;
 use crate::error::Result;
 use crate::plan::layout::PartKind;
 use crate::postgres::instance;
+use crate::postgres::running::{self, Running};
 use crate::restore::control;
 use crate::restore::marker::Marker;
 use crate::restore::placement::Placement;
+use crate::volume::discover::PartPath;
 use crate::volume::mounts::{self, Mounts};
-use crate::volume::zfs::{DatasetName, Suspended};
+use crate::volume::zfs::{DatasetName, Suspended, Zfs};
 
-/// A part of a cluster of the configuration, by its real path.
+/// A part of a cluster of the configuration, or of a server that runs, by its real path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Live {
-    pub(super) cluster: String,
-    pub(super) kind: PartKind,
-    pub(super) path: PathBuf,
+pub(in crate::restore) struct Live {
+    /// The cluster's name; of a server its data directory.
+    pub(in crate::restore) cluster: String,
+    pub(in crate::restore) kind: PartKind,
+    pub(in crate::restore) path: PathBuf,
 }
 
 /// Returns the parts of the clusters of the configuration. If a data directory is gone, there is nothing to protect. If
 /// it is on a suspended pool, only its path is known: looking into it would take until the pool is cleared.
-pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
+pub(in crate::restore) fn live(cx: &Context) -> Result<Vec<Live>> {
     let mut all = Vec::new();
     let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
     let own = (cx.name.as_str(), cx.cluster);
@@ -54,6 +57,27 @@ pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
         }
     }
     Ok(all)
+}
+
+/// Finds a place that is a part of a server that runs here, is inside one, or contains one. `but`: a data directory that
+/// is looked at elsewhere.
+pub(in crate::restore) fn used<'a>(
+    zfs: &Zfs,
+    places: &'a [PathBuf],
+    mounts: &Mounts,
+    but: Option<&Path>,
+) -> Result<Option<(&'a PathBuf, Live, Running)>> {
+    for server in running::all(zfs)?.into_iter().filter(|server| Some(&*server.data) != but) {
+        let real = |part: PartPath| {
+            let path = std::fs::canonicalize(part.path).ok()?;
+            Some(Live { cluster: server.data.display().to_string(), kind: part.kind, path })
+        };
+        let parts: Vec<Live> = server.parts(zfs).into_iter().filter_map(real).collect();
+        if let Some((place, part)) = overlap(places, &parts, mounts) {
+            return Ok(Some((place, part.clone(), server)));
+        }
+    }
+    Ok(None)
 }
 
 /// Whether a restore was begun in this data directory and hasn't ended.
@@ -120,11 +144,11 @@ fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Re
 
 /// Finds a place that is a live part, is inside one, or contains one: by its path, and by what it is mounted from,
 /// because a bind mount may lead into a live part.
-pub(super) fn overlap<'a>(
+pub(in crate::restore) fn overlap<'a, 'b>(
     places: &'a [PathBuf],
-    live: &'a [Live],
+    live: &'b [Live],
     mounts: &Mounts,
-) -> Option<(&'a PathBuf, &'a Live)> {
+) -> Option<(&'a PathBuf, &'b Live)> {
     let nested = |a: &Path, b: &Path| a.starts_with(b) || b.starts_with(a);
     let lies = |path: &Path| {
         let mount = mounts.holding(path)?;

@@ -39,11 +39,23 @@ pub(super) fn is_empty(folder: &Path) -> Result<bool> {
 pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
-    let data = &placement.data;
-    if !is_empty(data)? {
+    let wanted = manifest.postgres.system_identifier;
+    if let Some(marker) = Marker::read(&placement.directory)
+        && !marker.is_of(manifest, asked.source)
+    {
+        let (of, found) = (&marker.cluster, marker.system_identifier);
+        let what = format!("a restore of cluster \"{of}\", {found}; the set is of {wanted}");
+        return Err(strange(&placement.directory, what));
+    }
+    // The older restore's may lie elsewhere in its volume than the set's.
+    let linked = std::fs::canonicalize(placement.directory.join("data")).ok();
+    let linked = linked.filter(|linked| *linked != placement.data);
+    for data in [&placement.data].into_iter().chain(&linked) {
+        if is_empty(data)? {
+            continue;
+        }
         let strange_to_it = |found: &SystemIdentifier| !asked.source.is_cluster(manifest, *found);
-        if let Some(found) = cluster_of(placement)?.filter(strange_to_it) {
-            let wanted = manifest.postgres.system_identifier;
+        if let Some(found) = cluster_of(data, &placement.directory)?.filter(strange_to_it) {
             return Err(strange(data, format!("the cluster {found}, the set is of {wanted}")));
         }
         // An interrupted restore may lack pg_control, but it has other parts of a data directory.
@@ -56,12 +68,12 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     let own = Own { directory: &placement.directory, older, there, mounts: Mounts::read()? };
     for (oid, tablespace) in &placement.tablespaces {
         if !own.has(&tablespace.real) {
-            tablespace_holds(asked, *oid, &tablespace.real, own.older.as_ref())?;
+            tablespace_is_its(asked, *oid, &tablespace.real, own.older.as_ref())?;
         }
     }
     // A dataset of pg_wal alone isn't rolled back, so the marker has to say whose it is.
     let is_own = own.older.is_some() && own.has(&placement.wal);
-    if placement.wal.starts_with(data) || is_own {
+    if placement.wal.starts_with(&placement.data) || is_own {
         return Ok(());
     }
     let segment_size = manifest.wal_identity()?.segment_size;
@@ -115,8 +127,31 @@ impl Own<'_> {
     }
 }
 
-/// Checks a tablespace's folder that the older restore doesn't own: it may hold PostgreSQL's files, and files that
-/// this set or a set that was restored there has in it.
+/// Checks a tablespace's folder that the older restore doesn't own: that one must have had its tablespace there, for
+/// nothing in a tablespace says whose it is.
+fn tablespace_is_its(
+    asked: &Asked<'_>,
+    oid: u32,
+    folder: &Path,
+    older: Option<&Marker>,
+) -> Result<()> {
+    tablespace_holds(asked, oid, folder, older)?;
+    let directory = &asked.placement.directory;
+    let is_named = |older: &Marker| {
+        folder.starts_with(directory) || older.tablespaces.iter().any(|it| it == folder)
+    };
+    if is_empty(folder)?
+        || older.is_some_and(is_named)
+        || has_link(&asked.placement.data, oid, folder)
+    {
+        return Ok(());
+    }
+    let what = "files, and no older restore in DIR has its tablespace there";
+    Err(strange(folder, what.to_owned()))
+}
+
+/// Checks what is in a tablespace's folder: it may hold PostgreSQL's files, and files that this set or a set that was
+/// restored there has in it.
 fn tablespace_holds(
     asked: &Asked<'_>,
     oid: u32,
@@ -146,6 +181,13 @@ fn tablespace_holds(
     holds(folder, what, |name| known(name) || names.contains(name.as_bytes()))
 }
 
+/// Whether a finished restore's own link leads to the tablespace. As long as one isn't finished, its links are those
+/// of the set's cluster.
+fn has_link(data: &Path, oid: u32, folder: &Path) -> bool {
+    let link = data.join("pg_tblspc").join(oid.to_string());
+    control::is_in_place(data) && std::fs::canonicalize(link).is_ok_and(|it| it == folder)
+}
+
 /// Returns the names at the top of a tablespace in a set.
 fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<Vec<u8>>> {
     let is_it =
@@ -166,15 +208,14 @@ fn names_in(repository: &Repository, set: &Shipped, oid: u32) -> Result<HashSet<
 
 /// Returns the system identifier of the cluster that an older restore is of. In an unfinished restore it comes from
 /// pg_control under its other name, or, if that has no content yet, from the marker.
-fn cluster_of(placement: &Placement) -> Result<Option<SystemIdentifier>> {
-    let data = &placement.data;
+fn cluster_of(data: &Path, directory: &Path) -> Result<Option<SystemIdentifier>> {
     if control::is_in_place(data) {
         return Ok(Some(instance::read_control(data)?.system_identifier));
     }
     let held = control::held(data);
     let held = held.exists().then(|| instance::read_control_at(&held).ok()).flatten();
     let held = held.map(|control| control.system_identifier);
-    Ok(held.or_else(|| Some(Marker::read(&placement.directory)?.system_identifier)))
+    Ok(held.or_else(|| Some(Marker::read(directory)?.system_identifier)))
 }
 
 /// Checks DIR itself: a restore has a data directory in it, or only the marker if it didn't get that far.
