@@ -232,7 +232,7 @@ impl Apart {
         let lockstep = lockstep();
         if let Some(wrong) = self.misdated() {
             return format!(
-                "is the clock right now? The set holds what its date doesn't say, and would be chosen by it. Remove it, once a newer backup is there: `{lockstep} prune --set {wrong}`, {PLACES}"
+                "is the clock right now? `latest` and --target-time go by a set's date, and this one's is wrong. Remove it, once a newer backup is there: `{lockstep} prune --set {wrong}`, {PLACES}"
             );
         }
         let which = format!(
