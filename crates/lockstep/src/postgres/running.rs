@@ -22,7 +22,7 @@ pub struct Running {
 }
 
 /// Returns the servers whose data directory can be seen here. One on a suspended pool is left out: nothing there can be
-/// looked at.
+/// looked at. So is one that has removed its postmaster.pid: it has just stopped, and its last processes are ending.
 ///
 /// # Errors
 /// When the processes can't be listed.
@@ -30,7 +30,8 @@ pub fn all(zfs: &Zfs) -> Result<Vec<Running>> {
     let mut found = BTreeMap::new();
     for pid in processes()? {
         let Ok(data) = std::fs::read_link(format!("/proc/{pid}/cwd")) else { continue };
-        if zfs.suspended_at(&data).is_none() && is_the_same(pid, &data) {
+        let is_seen = zfs.suspended_at(&data).is_none() && is_the_same(pid, &data);
+        if is_seen && data.join("postmaster.pid").exists() {
             found.entry(data).or_insert(pid);
         }
     }

@@ -5,7 +5,7 @@
 //! back; so everything that would be changed is checked before the first change.
 
 mod enter;
-pub(super) mod live;
+mod live;
 mod mounted;
 mod older;
 
@@ -98,7 +98,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     // By its own paths: an older restore may have its data directory elsewhere in DIR, and a folder for a tablespace
     // may be another cluster's by now.
-    if let Some((place, part, server)) = live::used(&cx.zfs, &places, &mounts, None)? {
+    if let Some((place, part, server)) = live::used(&cx.zfs, &places, &mounts)? {
         return Err(match server.data.starts_with(&placement.directory) {
             true => runs(&server.data, server.pid),
             false => Refusal::DirectoryHoldsServer {

@@ -13,11 +13,12 @@ use super::{gone_on, tree};
 use crate::error::Result;
 use crate::set::journal::RestoreJournal;
 
-/// Whether the restore's marker is in DIR, or it is a restore that writes none: one from snapshots.
+/// Whether the restore's marker is in DIR, or isn't needed: a restore from snapshots writes none, and one that makes
+/// neither datasets nor folders removes little.
 pub(super) fn are_away(entry: &RestoreJournal) -> bool {
-    let from_snapshots = entry.received.is_empty() && entry.filled.is_empty();
+    let needs_none = entry.received.is_empty() && entry.filled.is_empty();
     let is_its = |marker: Marker| marker.restore == entry.id;
-    from_snapshots || gone_on::directory(entry).and_then(Marker::read).is_some_and(is_its)
+    needs_none || gone_on::directory(entry).and_then(Marker::read).is_some_and(is_its)
 }
 
 /// Returns the folders in DIR that it has written files into, if it has begun with that.

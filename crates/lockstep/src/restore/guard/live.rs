@@ -18,16 +18,16 @@ use crate::volume::zfs::{DatasetName, Suspended, Zfs};
 
 /// A part of a cluster of the configuration, or of a server that runs, by its real path.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(in crate::restore) struct Live {
+pub(super) struct Live {
     /// The cluster's name; of a server its data directory.
-    pub(in crate::restore) cluster: String,
-    pub(in crate::restore) kind: PartKind,
-    pub(in crate::restore) path: PathBuf,
+    pub(super) cluster: String,
+    pub(super) kind: PartKind,
+    pub(super) path: PathBuf,
 }
 
 /// Returns the parts of the clusters of the configuration. If a data directory is gone, there is nothing to protect. If
 /// it is on a suspended pool, only its path is known: looking into it would take until the pool is cleared.
-pub(in crate::restore) fn live(cx: &Context) -> Result<Vec<Live>> {
+pub(super) fn live(cx: &Context) -> Result<Vec<Live>> {
     let mut all = Vec::new();
     let others = cx.clusters.iter().filter(|(name, _)| **name != *cx.name.as_str());
     let own = (cx.name.as_str(), cx.cluster);
@@ -59,15 +59,13 @@ pub(in crate::restore) fn live(cx: &Context) -> Result<Vec<Live>> {
     Ok(all)
 }
 
-/// Finds a place that is a part of a server that runs here, is inside one, or contains one. `but`: a data directory that
-/// is looked at elsewhere.
-pub(in crate::restore) fn used<'a>(
+/// Finds a place that is a part of a server that runs here, is inside one, or contains one.
+pub(super) fn used<'a>(
     zfs: &Zfs,
     places: &'a [PathBuf],
     mounts: &Mounts,
-    but: Option<&Path>,
 ) -> Result<Option<(&'a PathBuf, Live, Running)>> {
-    for server in running::all(zfs)?.into_iter().filter(|server| Some(&*server.data) != but) {
+    for server in running::all(zfs)? {
         let real = |part: PartPath| {
             let path = std::fs::canonicalize(part.path).ok()?;
             Some(Live { cluster: server.data.display().to_string(), kind: part.kind, path })
@@ -144,7 +142,7 @@ fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Re
 
 /// Finds a place that is a live part, is inside one, or contains one: by its path, and by what it is mounted from,
 /// because a bind mount may lead into a live part.
-pub(in crate::restore) fn overlap<'a, 'b>(
+pub(super) fn overlap<'a, 'b>(
     places: &'a [PathBuf],
     live: &'b [Live],
     mounts: &Mounts,
