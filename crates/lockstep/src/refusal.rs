@@ -435,15 +435,26 @@ pub enum Refusal {
         /// Where the volume belongs.
         place: PathBuf,
     },
-    /// `--delta` to a folder that isn't empty, in place of which a dataset would have to be made.
+    /// `--delta` to a folder that isn't empty, in place of which a dataset would have to be made or mounted.
     #[error(
-        "dataset \"{dataset}\" doesn't exist, and the folder where it belongs isn't empty: \"{}\"",
+        "dataset \"{dataset}\" {}, and the folder where it belongs isn't empty: \"{}\"",
+        if *is_there { "isn't mounted" } else { "doesn't exist" },
         place.display()
     )]
     PlaceNotEmpty {
         /// The dataset.
         dataset: String,
+        /// It exists.
+        is_there: bool,
         /// Where the volume belongs.
+        place: PathBuf,
+    },
+    /// `--as files` to a folder where a restore's dataset belongs, which isn't mounted.
+    #[error("dataset \"{dataset}\" of a restore belongs at \"{}\", and isn't mounted", place.display())]
+    PlaceOfUnmounted {
+        /// The dataset.
+        dataset: String,
+        /// Its mount point.
         place: PathBuf,
     },
     /// Something that isn't Lockstep's is mounted inside what `--delta` writes to and removes from.
@@ -713,6 +724,8 @@ impl Refusal {
                 let named = parent.map_or_else(String::new, |parent| format!(": --dataset {}", quote(parent)));
                 format!("was it renamed, or mistyped? name the dataset and the folder (--to) of one and the same older restore{named}")
             }
+            Self::PlaceNotEmpty { dataset, is_there: true, place } => format!("the dataset would hide what is there, or couldn't be mounted. If the folder's content is the older restore: restore with --as files --delta, once the dataset has no mount point there (`zfs set mountpoint=none {}`). If the dataset is: move \"{}\" away; nothing was changed", quote(dataset), place.display()),
+            Self::PlaceOfUnmounted { dataset, .. } => format!("mount it (`zfs mount {0}`) and restore with --as zfs --delta; or, if it isn't needed, `zfs destroy -r {0}`; or restore to another folder: nothing was changed", quote(dataset)),
             Self::PlaceNotEmpty { .. } => "an older restore --as files? --as files --delta continues with it or goes over it; or restore to another folder: nothing was changed".into(),
             Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),

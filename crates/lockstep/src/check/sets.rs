@@ -89,7 +89,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
         None => ok("sets", format!("{number}, the newest{which} is {}", last.set)),
     });
     let control = cx.control().ok();
-    let timelines = Branches::of(sets.iter().map(Member::from));
+    let timelines = Branches::of(sets.iter().map(Member::from), now);
     all.extend(branches::check("sets", &timelines, Some(last), control.as_ref()));
     all.extend(control.and_then(|control| of_another(cx, last, &control)));
     let problems = last.problems().map(|problem| {

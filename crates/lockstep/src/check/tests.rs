@@ -286,8 +286,9 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
         set
     };
     let mut sets = vec![set(1, 1, 4), set(2, 2, 6), set(3, 1, 7)];
+    let now = "2026-12-01T00:00:00Z".parse().unwrap();
     let found = |sets: &[Manifest], control: &_| {
-        let timelines = Branches::of(sets.iter().map(Member::from));
+        let timelines = Branches::of(sets.iter().map(Member::from), now);
         branches::check("repository offsite", &timelines, sets.last(), Some(control))
     };
     control.checkpoint_copy.timeline = TimelineId::FIRST;
@@ -320,7 +321,7 @@ fn a_cluster_that_was_left_and_its_sets_are_errors() {
     assert!(said[0].hint.as_ref().unwrap().contains("lockstep prune --set"), "{said:?}");
     // A set that can't be read may be on a higher timeline than all others.
     let why = crate::error::Error::failed("it is damaged");
-    let timelines = Branches::of(sets.iter().map(Member::from)).beside([("one", &why)]);
+    let timelines = Branches::of(sets.iter().map(Member::from), now).beside([("one", &why)]);
     let said = branches::untold("repository offsite", &timelines, "offsite");
     assert!(said[0].what.contains("set one can't be read") && said[0].severity == Severity::Error);
     assert!(said[0].hint.as_ref().unwrap().contains("--repository offsite --set one"), "{said:?}");

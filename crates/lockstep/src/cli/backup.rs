@@ -49,7 +49,7 @@ impl Backup {
         }
         let manifest = backup::run(cx, &Request { strategy, label })?;
         let (sets, _) = cx.state.sets()?;
-        let branches = Branches::of(sets.iter().map(Member::from));
+        let branches = Branches::of(sets.iter().map(Member::from), jiff::Timestamp::now());
         let left = branches.left_behind(&manifest);
         let (left, apart) = (left.as_ref(), branches.apart(&manifest));
         if self.no_ship || cx.cluster.repositories.is_empty() {

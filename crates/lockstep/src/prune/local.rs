@@ -53,9 +53,10 @@ pub(super) fn prune(
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
         let counted: Vec<_> = facts.sets.iter().filter(|set| is_counted(&facts, set)).collect();
-        let candidates = facts.candidates(&counted, &named);
+        let now = Timestamp::now();
+        let candidates = facts.candidates(&counted, &named, now);
         match policy.filter(|_| request.sets.is_empty()) {
-            Some(policy) => retention::decide(&candidates, policy, Timestamp::now(), &zone),
+            Some(policy) => retention::decide(&candidates, policy, now, &zone),
             None => retention::decide_named(&candidates, &named),
         }
     };
@@ -106,7 +107,7 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
     facts.find_shipped(cx)?;
     facts.commons = in_common::with_all(cx, &in_common::unasked(cx), &facts.bases(cx)?);
     let whole: Vec<_> = facts.sets.iter().filter(|set| facts.broken(set).is_none()).collect();
-    let decided = retention::decide(&facts.candidates(&whole, &[]), policy, at, &zone);
+    let decided = retention::decide(&facts.candidates(&whole, &[], at), policy, at, &zone);
     let going = |set: &&Manifest| {
         let is_kept = |one: &Decision| one.id == set.set.as_str() && one.is_kept();
         !decided.iter().any(is_kept) && facts.in_the_way(set, false).is_none()
@@ -283,8 +284,8 @@ impl Facts {
 
     /// A set that is `named` is also removed if its shipment was begun, or if its pool is gone, and no increment can
     /// start from it until the pool comes back: whoever names it accepts that.
-    fn candidates(&self, sets: &[&Manifest], named: &[String]) -> Vec<Candidate> {
-        let branches = Branches::of(sets.iter().map(|set| Member::from(*set)));
+    fn candidates(&self, sets: &[&Manifest], named: &[String], now: Timestamp) -> Vec<Candidate> {
+        let branches = Branches::of(sets.iter().map(|set| Member::from(*set)), now);
         let candidate = |set: &&Manifest| {
             let id = set.set.to_string();
             let common = self.commons.iter().filter(|c| c.newest.as_deref() == Some(id.as_str()));

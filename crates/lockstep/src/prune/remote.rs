@@ -219,7 +219,7 @@ impl Choice<'_> {
         common: Option<&str>,
         locked_until: impl Fn(&Shipped) -> Option<Timestamp>,
     ) -> Vec<Entry> {
-        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)));
+        let branches = Branches::of(sets.iter().map(|set| Member::from(&set.manifest)), self.now);
         let candidate = |set: &Shipped| {
             let id = set.manifest.set.to_string();
             let is_common = common == Some(id.as_str());

@@ -42,7 +42,8 @@ impl Repository {
     /// Those of [`Self::members`].
     pub fn branches(&self, cx: &Context) -> Result<Branches> {
         let (members, untold) = self.members(cx)?;
-        Ok(Branches::of(members).beside(untold.iter().map(|(set, why)| (set, why))))
+        Ok(Branches::of(members, jiff::Timestamp::now())
+            .beside(untold.iter().map(|(set, why)| (set, why))))
     }
 
     /// Returns what the sets say about their timelines, oldest first; and the damaged ones, which say nothing unless

@@ -80,7 +80,7 @@ pub(super) fn stored(
     for (set, error) in &untold {
         tracing::warn!(%set, error = %error.chain(), "a set can't be read, so its timeline is unknown: the cluster may live on it");
     }
-    let branches = Branches::of(members.iter().cloned());
+    let branches = Branches::of(members.iter().cloned(), jiff::Timestamp::now());
     let members = members.iter().filter(|set| kin.has_identifier(set.system_identifier));
     members.filter(|set| is_before(set)).for_each(|set| timelines.learn_told(set));
     let mut choice = Choice { recovery, timelines, left: None };

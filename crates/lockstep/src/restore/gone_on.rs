@@ -98,7 +98,10 @@ pub fn words(entry: &RestoreJournal) -> String {
         "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
     );
-    if entry.is_over_older || !entry.own.contains(&marker::path(directory)) {
+    if entry.is_over_older
+        || !entry.own.contains(&marker::path(directory))
+        || !is_own(entry, directory)
+    {
         return stays;
     }
     let all = staying(entry);
@@ -117,6 +120,12 @@ pub fn words(entry: &RestoreJournal) -> String {
     format!("{stays}. To remove it: `{}`{and}", commands.join("; "))
 }
 
+/// Whether everything in DIR is this restore's: there was no data directory in it before.
+fn is_own(entry: &RestoreJournal, directory: &Path) -> bool {
+    let mut made = entry.places.iter().chain(&entry.own).chain(&entry.filled);
+    made.any(|path| *path == directory.join("data"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,6 +140,7 @@ mod tests {
         let mut entry = RestoreJournal {
             datasets: names(&["p/r", "p/r/data", "p/r/wal", receiving]),
             own: vec!["/r/.lockstep-restore".into(), "/r/log".into()],
+            places: vec!["/r/data".into()],
             alone_in: vec!["/r".into()],
             ..Default::default()
         };
@@ -145,6 +155,9 @@ mod tests {
         // The dataset above existed before: it isn't the restore's.
         entry.datasets.remove(0);
         assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
+        // Somebody's data directory was there before, without a marker.
+        let theirs = RestoreJournal { places: Vec::new(), ..entry.clone() };
+        assert!(words(&theirs).ends_with("continues with it"));
         // An older restore was there before.
         entry.own.clear();
         assert!(words(&entry).ends_with("continues with it"));

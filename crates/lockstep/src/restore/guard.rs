@@ -77,11 +77,9 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     let mut places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
     let mounts = Mounts::read()?;
     let filled = places.len();
-    if delta {
-        // These are removed, unless they are links, which aren't followed.
-        let surplus = surplus::find(placement)?;
-        places.extend(surplus.into_iter().filter(|path| !path.is_symlink()));
-    }
+    let surplus = if delta { surplus::find(placement)? } else { Vec::new() };
+    // These are removed, unless they are links, which aren't followed.
+    places.extend(surplus.iter().filter(|path| !path.is_symlink()).cloned());
     if let Some((place, live)) = live::overlap(&places, &live, &mounts) {
         return Err(Refusal::DirectoryHoldsCluster {
             path: place.clone(),
@@ -115,7 +113,9 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
     older::check(asked, &there)?;
-    older::no_files_for_a_dataset(placement, &there)?;
+    older::no_files_for_a_link(asked, &surplus)?;
+    older::no_files_for_a_dataset(placement, &there, &mounts)?;
+    older::no_dataset_for_files(cx, placement, &mounts)?;
     Ok(there)
 }
 

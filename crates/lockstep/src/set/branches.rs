@@ -14,6 +14,7 @@ mod apart;
 use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use pgfiles::timeline_history::TimelineHistory;
 use serde::{Deserialize, Serialize};
@@ -100,9 +101,9 @@ pub struct PassedOver(Vec<LeftBehind>);
 impl Branches {
     /// Finds the branches of these sets, in any order.
     #[must_use]
-    pub fn of(sets: impl IntoIterator<Item = Member>) -> Self {
+    pub fn of(sets: impl IntoIterator<Item = Member>, now: Timestamp) -> Self {
         let sets: Vec<_> = sets.into_iter().collect();
-        let mut all = Self { apart: apart::find(&sets), ..Self::default() };
+        let mut all = Self { apart: apart::find(&sets, now), ..Self::default() };
         sets.into_iter().for_each(|set| all.add(set));
         all
     }
@@ -139,17 +140,16 @@ impl Branches {
         .into())
     }
 
-    /// Returns two sets of this set's timeline that are of two clusters.
+    /// Returns two sets of this set's timeline that are of two clusters, or of which one's date is wrong.
     #[must_use]
     pub fn apart(&self, set: &Manifest) -> Option<&Apart> {
         self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
-    /// Returns a warning about a chosen set, if it may be of the wrong one of two clusters.
+    /// Returns a warning about a chosen set, if it may be of the wrong one of two clusters, or its date is wrong.
     #[must_use]
     pub fn doubt(&self, chosen: &Manifest) -> Option<String> {
-        let apart = self.apart(chosen)?;
-        Some(format!("it may be of the cluster that was given up: {apart}. {}", apart.hint()))
+        self.apart(chosen)?.doubt(chosen.set.as_str())
     }
 
     fn add(&mut self, set: Member) {
@@ -294,9 +294,10 @@ mod tests {
 
     /// Returns for each set where its timeline was left.
     fn left(sets: &[Member]) -> Vec<Option<String>> {
+        let now = "2026-11-24T00:00:00Z".parse().unwrap();
         // In whatever order they come.
-        let branches = Branches::of(sets.iter().rev().cloned());
-        let again = Branches::of(sets.iter().cloned());
+        let branches = Branches::of(sets.iter().rev().cloned(), now);
+        let again = Branches::of(sets.iter().cloned(), now);
         let words = |branches: &Branches, set| branches.left(set).map(|left| left.where_left());
         let found: Vec<_> = sets.iter().map(|set| words(&branches, set)).collect();
         assert_eq!(found, sets.iter().map(|set| words(&again, set)).collect::<Vec<_>>());

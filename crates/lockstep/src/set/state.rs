@@ -246,7 +246,7 @@ impl State {
         let told = damaged.iter().map(|(id, error)| (id, error, seen::told(&seen, id.as_str())));
         let (told, untold): (Vec<_>, Vec<_>) = told.partition(|(.., told)| told.is_some());
         let told = told.into_iter().filter_map(|(.., told)| told);
-        let branches = Branches::of(sets.iter().map(Member::from).chain(told))
+        let branches = Branches::of(sets.iter().map(Member::from).chain(told), now)
             .beside(untold.into_iter().map(|(id, error, _)| (id, error)));
         let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);

@@ -393,3 +393,74 @@ fn an_unfinished_restore_of_another_cluster_is_left_alone() {
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("gone on with");
     assert_lives_on(&fixture);
 }
+
+/// A folder where the set needs a link has to be removed for it: it may be somebody's cluster.
+#[test]
+fn a_folder_is_not_replaced_by_a_link() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(SCALE);
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let made = fixture.target("made");
+    let data = lockstep.restore(&set.id, &made, &FILES[..4]).data;
+    assert!(made.join("data").is_symlink(), "the data directory is a folder of its dataset");
+    // A copy of the same cluster, in a folder that looks like a restore's.
+    let theirs = fixture.owned("theirs");
+    must(&mut command("cp", [Path::new("-a"), &data, &theirs.join("data")]));
+    fs::create_dir(theirs.join("log")).expect("a folder can be made");
+    let before = walk(&theirs);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&FILES[..], more].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &theirs, &more));
+        assert_refused(&outcome, &["isn't an older restore", "needs a link to"]);
+        let said = outcome.describe();
+        assert!(!said.contains("rm -r"), "{said}");
+        let changed = differences(&before, &walk(&theirs));
+        assert!(changed.is_empty(), "{changed:?}: {said}");
+    }
+    // An empty one is in nobody's use.
+    let empty = fixture.owned("empty");
+    fs::create_dir(empty.join("data")).expect("a folder can be made");
+    let restored = lockstep.restore_and_start(&set.id, &empty, &FILES);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over an empty folder");
+}
+
+/// Files at the mount points of an older restore's datasets would be hidden by them, or keep them from being mounted.
+#[test]
+fn files_and_datasets_that_are_not_mounted_do_not_mix() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--delta"];
+    let to = fixture.target("r");
+    lockstep.restore(&set.id, &to, &zfs[..6]);
+    let data = format!("{parent}/data");
+    for dataset in [&data, &format!("{parent}/wal")] {
+        must(&mut command("zfs", ["unmount", dataset]));
+    }
+    let before = walk(&to);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&FILES[..], more].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        let words = [&format!("dataset \"{parent}/"), "isn't mounted", "zfs mount"];
+        assert_refused(&outcome, &words);
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+    }
+    // Files of the same cluster are there all the same.
+    let copied = lockstep.restore(&set.id, &fixture.target("copied"), &FILES[..4]).data;
+    must(&mut command("cp", [Path::new("-aT"), &copied, &to.join("data")]));
+    let before = walk(&to);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&zfs[..], more].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        let words = [&format!("dataset \"{data}\" isn't mounted"), "isn't empty"];
+        assert_refused(&outcome, &words);
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+    }
+    let below = to.join("data").display().to_string();
+    must(&mut command("find", [&below, "-mindepth", "1", "-delete"]));
+    let restored = lockstep.restore_and_start(&set.id, &to, &zfs);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over the datasets");
+    assert_lives_on(&fixture);
+}

@@ -3,12 +3,13 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use pgfiles::lsn::SystemIdentifier;
 use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 
 use super::Asked;
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::postgres::instance;
@@ -80,22 +81,76 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
 }
 
-/// Refuses files where a dataset would be made: depending on the ZFS it couldn't be mounted over them, or would hide
-/// them.
+/// Refuses files where a dataset would be made or mounted: depending on the ZFS it couldn't be mounted over them, or
+/// would hide them.
 pub(super) fn no_files_for_a_dataset(
     placement: &Placement,
     there: &BTreeSet<DatasetName>,
+    mounts: &Mounts,
 ) -> Result<()> {
     for volume in &placement.volumes {
-        let Some(dataset) = volume.dataset.as_ref().filter(|name| !there.contains(name)) else {
+        let Some(dataset) = volume.dataset.as_ref().filter(|name| !is_mounted(name, mounts)) else {
             continue;
         };
         if !is_empty(&volume.mountpoint)? {
             return Err(Refusal::PlaceNotEmpty {
                 dataset: dataset.to_string(),
+                is_there: there.contains(dataset),
                 place: volume.mountpoint.clone(),
             }
             .into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses files where a restore's datasets belong that aren't mounted: these couldn't be mounted over the files any
+/// more, or would hide them.
+pub(super) fn no_dataset_for_files(
+    cx: &Context,
+    placement: &Placement,
+    mounts: &Mounts,
+) -> Result<()> {
+    let folders: Vec<_> = placement.folders().chain([&placement.directory]).collect();
+    if placement.volumes.iter().any(|volume| volume.dataset.is_some()) {
+        return Ok(());
+    }
+    let places = cx.zfs.places().unwrap_or_else(|error| {
+        // Files can be restored on a host that has no ZFS.
+        tracing::debug!(error = %error.chain(), "no datasets are known that belong there");
+        Vec::new()
+    });
+    for (dataset, place) in places {
+        let place = super::real(&place)?;
+        if folders.iter().any(|folder| place.starts_with(folder))
+            && !is_mounted(&dataset, mounts)
+            && cx.zfs.all_carry(std::slice::from_ref(&dataset), "lockstep:restore")?
+        {
+            return Err(Refusal::PlaceOfUnmounted { dataset: dataset.to_string(), place }.into());
+        }
+    }
+    Ok(())
+}
+
+fn is_mounted(dataset: &DatasetName, mounts: &Mounts) -> bool {
+    mounts.iter().any(|mount| mount.is_zfs() && mount.source == dataset.as_str())
+}
+
+/// Refuses a folder with files where the set needs a link: it would have to be removed, and may be somebody's. What an
+/// older restore of this cluster made there and this one removes is its own.
+pub(super) fn no_files_for_a_link(asked: &Asked<'_>, surplus: &[PathBuf]) -> Result<()> {
+    let &Asked { manifest, placement, .. } = asked;
+    let is_ours = Marker::read(&placement.directory)
+        .is_some_and(|marker| marker.is_of(manifest, asked.source));
+    for (link, target) in &placement.links {
+        let is_removed = is_ours && surplus.contains(link);
+        if link.symlink_metadata().is_ok_and(|found| found.is_dir())
+            && !is_removed
+            && !is_empty(link)?
+        {
+            let holds =
+                format!("files, and this set needs a link to \"{}\" there", target.display());
+            return Err(strange(link, holds));
         }
     }
     Ok(())

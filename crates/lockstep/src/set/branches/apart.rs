@@ -7,6 +7,10 @@
 //! only grows: a set that was begun after another had ended begins after that one's end. If it doesn't, they are of
 //! two clusters. This is a safety net, not proof: two clusters that each get further before the other's next set look
 //! like one.
+//!
+//! A set that was taken with a wrong clock looks like the same. Nobody may be told to remove the other sets then. The
+//! transaction groups of a pool only grow, whatever the clock says: they tell the order in which its snapshots were
+//! taken. Where they don't tell, the hint names no set to remove. Sets dated in the future don't count at all.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,6 +24,7 @@ use super::Member;
 use crate::context::lockstep;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
+use crate::retention;
 use crate::set::manifest::{Manifest, path_text};
 
 /// The primary that a set was taken from, and when. There is none for a standby's set: a standby may lag behind by
@@ -39,6 +44,19 @@ pub struct Primary {
     /// The data directory that it was taken from.
     #[serde(with = "path_text")]
     pub data_directory: PathBuf,
+    /// Its first snapshot; `None` in a note of an older version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub snapshot: Option<Taken>,
+}
+
+/// When a snapshot was taken, whatever the clock said.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Taken {
+    /// In which pool.
+    pub pool: String,
+    /// The pool's transaction group.
+    pub createtxg: u64,
 }
 
 impl Primary {
@@ -55,7 +73,23 @@ impl Primary {
             at,
             owner: set.owner.clone(),
             data_directory: set.postgres.data_directory.clone(),
+            snapshot: set
+                .volumes
+                .iter()
+                .min_by_key(|volume| volume.order)
+                .map(|volume| Taken { pool: volume.pool.clone(), createtxg: volume.createtxg }),
         })
+    }
+
+    fn createtxg(&self) -> Option<u64> {
+        self.snapshot.as_ref().map(|taken| taken.createtxg)
+    }
+
+    /// Checks whether this set's snapshots are older than the other's; `None` if nobody knows.
+    fn is_older(&self, other: &Self) -> Option<bool> {
+        let (one, two) = (self.snapshot.as_ref()?, other.snapshot.as_ref()?);
+        let is_of_one_pool = self.owner == other.owner && one.pool == two.pool;
+        (is_of_one_pool && one.createtxg != two.createtxg).then(|| one.createtxg < two.createtxg)
     }
 }
 
@@ -65,8 +99,21 @@ pub struct Apart {
     timeline: TimelineId,
     earlier: Side,
     later: Side,
-    /// The sets taken before the later one that go further in the WAL than where it was begun, oldest first.
-    ahead: Vec<String>,
+    cause: Cause,
+}
+
+/// What the order of the snapshots tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Cause {
+    /// The snapshots of the later set are the younger ones: the cluster went back. These sets that were taken before it
+    /// go further in the WAL than where it was begun, oldest first.
+    WentBack(Vec<String>),
+    /// The clock was ahead when the later set was taken.
+    Ahead,
+    /// The clock was behind when the earlier set was taken.
+    Behind,
+    /// Nobody knows.
+    Unknown,
 }
 
 /// One of the two.
@@ -81,10 +128,10 @@ struct Side {
 /// For each cluster's timelines, by system identifier: the two sets, of which the later one is the newest.
 pub(super) type All = BTreeMap<(SystemIdentifier, TimelineId), Apart>;
 
-/// Finds those among these sets.
-pub(super) fn find(sets: &[Member]) -> All {
+/// Finds those among these sets. A set dated in the future is reported as that, and says nothing here.
+pub(super) fn find(sets: &[Member], now: Timestamp) -> All {
     let mut by_timeline: BTreeMap<_, Vec<(&Member, &Primary)>> = BTreeMap::new();
-    for set in sets {
+    for set in sets.iter().filter(|set| !retention::is_ahead(&set.set, now)) {
         // If the clock was set back meanwhile, its times say nothing.
         if let Some(primary) = set.primary.as_ref().filter(|it| it.begun < it.finished) {
             let key = (set.system_identifier, set.timeline);
@@ -101,6 +148,7 @@ fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Ap
         at,
         primary: primary.clone(),
     };
+    let all = sets.clone();
     let mut finished = sets.clone();
     finished.sort_by_key(|(set, primary)| (primary.finished, set.set.clone()));
     sets.sort_by_key(|(set, primary)| (primary.begun, set.set.clone()));
@@ -112,38 +160,118 @@ fn of_one(timeline: TimelineId, mut sets: Vec<(&Member, &Primary)>) -> Option<Ap
         while let Some(set) = finished.next_if(|(_, primary)| primary.finished <= later.1.begun) {
             let end = set.0.end.filter(|end| furthest.as_ref().is_none_or(|(far, _)| end > far));
             furthest = end.map(|end| (end, set)).or(furthest);
-            ended.push(set.0);
+            ended.push(set);
         }
         if let (Some((end, earlier)), Some(at)) = (furthest, later.1.at)
             && at < end
         {
-            let (earlier, later) = (side(earlier, end), side(later, at));
-            let ahead = ended.iter().filter(|set| set.end.is_some_and(|end| at < end));
-            let ahead = ahead.map(|set| set.set.clone()).collect();
-            found = Some(Apart { timeline, earlier, later, ahead });
+            let is_ahead = |set: &(&Member, &Primary)| set.0.end.is_some_and(|end| at < end);
+            let ahead: Vec<_> = ended.iter().copied().filter(is_ahead).collect();
+            found = Some((earlier, end, later, at, ahead));
         }
     }
-    found
+    let (earlier, end, later, at, ahead) = found?;
+    let cause = cause(&all, earlier, later, &ahead);
+    Some(Apart { timeline, earlier: side(earlier, end), later: side(later, at), cause })
+}
+
+/// Finds out why `later` begins before the end of those that are `ahead`, of which `earlier` is one.
+fn cause(
+    all: &[(&Member, &Primary)],
+    earlier: (&Member, &Primary),
+    later: (&Member, &Primary),
+    ahead: &[(&Member, &Primary)],
+) -> Cause {
+    let is_one_place = |it: &Primary| it.data_directory == later.1.data_directory;
+    if !ahead.iter().all(|(_, it)| is_one_place(it)) {
+        return Cause::Unknown;
+    }
+    if ahead.iter().all(|(_, it)| it.is_older(later.1) == Some(true)) {
+        return Cause::WentBack(ahead.iter().map(|(set, _)| set.set.clone()).collect());
+    }
+    let is_comparable = |it: &Primary| it == later.1 || it.is_older(later.1).is_some();
+    let pool: Vec<_> = all.iter().copied().filter(|(_, it)| is_comparable(it)).collect();
+    if ahead.iter().any(|(_, it)| it.is_older(later.1) != Some(false)) || !is_in_order(&pool) {
+        return Cause::Unknown;
+    }
+    match (is_explained(&pool, earlier.1), is_explained(&pool, later.1)) {
+        (true, false) => Cause::Behind,
+        (false, true) => Cause::Ahead,
+        _ => Cause::Unknown,
+    }
+}
+
+/// Checks that the WAL grows with the pool's transaction groups. If the pool was made anew, or the cluster went back
+/// at any time, it doesn't.
+fn is_in_order(pool: &[(&Member, &Primary)]) -> bool {
+    let mut sets = pool.to_vec();
+    sets.sort_by_key(|(_, it)| it.createtxg());
+    let mut furthest = None;
+    sets.into_iter().all(|(set, it)| {
+        let is_next = it.at.is_none_or(|at| furthest.is_none_or(|end| end <= at));
+        furthest = furthest.max(set.end);
+        is_next
+    })
+}
+
+/// Checks whether the date of this set alone is wrong: without it, the others' dates are in the order of their
+/// snapshots, and its own agrees with one of them at least. Else it may be of another pool that had the same name.
+fn is_explained(pool: &[(&Member, &Primary)], wrong: &Primary) -> bool {
+    let mut others: Vec<_> = pool.iter().map(|(_, it)| *it).filter(|it| *it != wrong).collect();
+    others.sort_by_key(|it| it.begun);
+    let agrees = |it: &&Primary| wrong.is_older(it) == Some(wrong.begun < it.begun);
+    others.is_sorted_by_key(|it| it.createtxg()) && others.iter().any(agrees)
 }
 
 impl Apart {
-    /// Returns what to do.
+    /// Returns what to do. A set to remove is named only if it is certain which one that is.
     #[must_use]
     pub fn hint(&self) -> String {
+        const PLACES: &str = "with --repository NAME and with --local";
+        const ROLLED_BACK: &str = "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: ";
         let lockstep = lockstep();
-        let rolled_back = match self.is_one_place() {
-            true => {
-                let named: String = self.ahead.iter().map(|set| format!(" --set {set}")).collect();
-                format!(
-                    "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: `{lockstep} prune{named}`, with --repository NAME and with --local. Otherwise: "
-                )
-            }
-            false => String::new(),
-        };
-        format!(
-            "{rolled_back}which of the two is the live one? End the backups of the other one, and remove its sets: `{lockstep} prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md). If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set",
+        if let Some(wrong) = self.misdated() {
+            return format!(
+                "is the clock right now? `latest` and --target-time go by a set's date, and this one's is wrong. Remove it, once a newer backup is there: `{lockstep} prune --set {wrong}`, {PLACES}"
+            );
+        }
+        let which = format!(
+            "which of the two is the live one? End the backups of the other one, and remove its sets: `{lockstep} prune --set ID`, with --repository NAME or --local. A history of timeline {} that restore_command finds lets the next restore take another number (docs/archive.md)",
             self.timeline
-        )
+        );
+        match &self.cause {
+            Cause::WentBack(given_up) => {
+                let named: String = given_up.iter().map(|set| format!(" --set {set}")).collect();
+                format!("{ROLLED_BACK}`{lockstep} prune{named}`, {PLACES}. Otherwise: {which}")
+            }
+            _ if self.is_one_place() => format!(
+                "was the clock wrong when one of the two was taken? Then remove that set alone: `{lockstep} prune --set ID`, {PLACES}. If it was right: {ROLLED_BACK}the same command. Otherwise: {which}"
+            ),
+            _ => format!(
+                "{which}. If there is only one cluster: was the clock wrong when one of the two was taken? Then remove that set"
+            ),
+        }
+    }
+
+    /// Returns the set that was certainly taken with a wrong clock.
+    fn misdated(&self) -> Option<&str> {
+        match self.cause {
+            Cause::Ahead => Some(&self.later.set),
+            Cause::Behind => Some(&self.earlier.set),
+            Cause::WentBack(_) | Cause::Unknown => None,
+        }
+    }
+
+    /// Returns a warning about a chosen set, if it may be the wrong one.
+    pub(super) fn doubt(&self, chosen: &str) -> Option<String> {
+        match self.misdated() {
+            Some(wrong) => {
+                (wrong == chosen).then(|| format!("its date is wrong: {self}. {}", self.hint()))
+            }
+            None => {
+                Some(format!("it may be of the cluster that was given up: {self}. {}", self.hint()))
+            }
+        }
     }
 
     /// Checks whether both sets are of one data directory: the cluster in it may have been put back to an older state.
@@ -157,6 +285,23 @@ impl Apart {
 impl fmt::Display for Apart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { timeline, earlier, later, .. } = self;
+        match self.cause {
+            Cause::Ahead => {
+                return write!(
+                    f,
+                    "the clock was wrong when set {} was taken: by its date it comes after set {}, which goes to {}, but it was begun at {}, and its snapshots are the older ones",
+                    later.set, earlier.set, earlier.at, later.at
+                );
+            }
+            Cause::Behind => {
+                return write!(
+                    f,
+                    "the clock was wrong when set {} was taken: by its date it comes before set {}, which was begun at {}, but it goes to {}, and its snapshots are the younger ones",
+                    earlier.set, later.set, later.at, earlier.at
+                );
+            }
+            Cause::WentBack(_) | Cause::Unknown => {}
+        }
         let whose = |side: &Side| {
             let directory = side.primary.data_directory.display().to_string();
             format!("of {}, by state_dir {}", quote(&directory), side.primary.owner)
@@ -182,7 +327,7 @@ impl fmt::Display for Apart {
 mod tests {
     use super::*;
     use crate::set::branches::Branches;
-    use crate::set::manifest::tests::manifest;
+    use crate::set::manifest::tests::{manifest, volume};
 
     /// A primary's set that takes two seconds: its recovery starts at 0/`start`000000, and it holds everything up to
     /// 0/`floor`000000.
@@ -196,13 +341,29 @@ mod tests {
         set.start_lsn = Some(Lsn::new(start << 24));
         set.floor_lsn = Some(Lsn::new(floor << 24));
         set.stop_lsn = set.floor_lsn;
+        in_group(set, second)
+    }
+
+    /// The same set, whose snapshot was taken in this transaction group.
+    fn in_group(mut set: Manifest, createtxg: u32) -> Manifest {
+        set.volumes = vec![volume("tank/data", &[])];
+        set.volumes[0].createtxg = createtxg.into();
         set
+    }
+
+    /// A time after that of all sets.
+    fn now() -> Timestamp {
+        "2026-11-24T00:00:00Z".parse().unwrap()
+    }
+
+    fn branches(sets: &[Manifest]) -> Branches {
+        Branches::of(sets.iter().map(Member::from), now())
     }
 
     /// Returns what is said about the newest.
     fn said(sets: &[Manifest]) -> Option<String> {
-        let branches = Branches::of(sets.iter().map(Member::from));
-        let again = Branches::of(sets.iter().rev().map(Member::from));
+        let branches = branches(sets);
+        let again = Branches::of(sets.iter().rev().map(Member::from), now());
         let newest = sets.last().unwrap();
         assert_eq!(branches.apart(newest), again.apart(newest));
         branches.apart(newest).map(ToString::to_string)
@@ -233,17 +394,84 @@ mod tests {
         let mut sets = vec![set(1, 3, 4, "/a"), set(11, 5, 6, "/a"), set(21, 7, 8, "/a")];
         // The datasets were rolled back to the first one's snapshots.
         sets.push(set(31, 5, 6, "/a"));
-        let branches = Branches::of(sets.iter().map(Member::from));
-        let apart = branches.apart(&sets[3]).unwrap();
+        let found = branches(&sets);
+        let apart = found.apart(&sets[3]).unwrap();
         assert!(apart.to_string().starts_with("the cluster went back, or two went on, along"));
         let given_up = format!("prune --set {} --set {}`", sets[1].set, sets[2].set);
         assert!(apart.hint().contains(&given_up), "{}", apart.hint());
         // Another state_dir, or another place: two clusters.
         sets[3].owner = "another".into();
-        let branches = Branches::of(sets.iter().map(Member::from));
-        let apart = branches.apart(&sets[3]).unwrap();
+        let found = branches(&sets);
+        let apart = found.apart(&sets[3]).unwrap();
         assert!(apart.to_string().starts_with("two clusters went on along"), "{apart}");
         assert!(!apart.hint().contains("rolled back"), "{}", apart.hint());
+    }
+
+    /// Names what the hint says to remove.
+    fn named(found: &Branches, sets: &[Manifest]) -> Vec<usize> {
+        let hint = found.apart(&sets[0]).unwrap().hint();
+        let is_named = |set: &Manifest| hint.contains(&format!("--set {}", set.set));
+        (0..sets.len()).filter(|at| is_named(&sets[*at])).collect()
+    }
+
+    #[test]
+    fn only_the_set_of_a_wrong_clock_is_named() {
+        // The second one is dated ahead of those that were taken after it.
+        let mut sets = vec![
+            set(1, 3, 4, "/a"),
+            in_group(set(41, 4, 5, "/a"), 11),
+            set(21, 5, 6, "/a"),
+            set(31, 7, 8, "/a"),
+        ];
+        let found = branches(&sets);
+        let words = found.apart(&sets[0]).unwrap().to_string();
+        let begin = format!("the clock was wrong when set {} was taken: ", sets[1].set);
+        assert!(words.starts_with(&begin), "{words}");
+        assert_eq!(named(&found, &sets), [1]);
+        assert_eq!(found.doubt(&sets[3]), None);
+        assert!(found.doubt(&sets[1]).unwrap().starts_with("its date is wrong: the clock"));
+        // As long as its date is in the future, that is what is reported of it.
+        let before = "2026-11-23T19:40:00Z".parse().unwrap();
+        let mut ahead = sets.clone();
+        ahead[1].set = "20261124T194541Z-k3fa".parse().unwrap();
+        ahead[1].started_at = "2026-11-24T19:45:41Z".parse().unwrap();
+        ahead[1].finished_at = "2026-11-24T19:45:43Z".parse().unwrap();
+        assert!(branches(&ahead).apart(&ahead[0]).is_none());
+        assert!(Branches::of(sets.iter().map(Member::from), before).apart(&sets[0]).is_none());
+        // More sets don't change what is named.
+        sets.push(set(51, 9, 10, "/a"));
+        assert_eq!(named(&branches(&sets), &sets), [1]);
+        // Nobody knows which of these two has the wrong date.
+        assert_eq!(named(&branches(&sets[..3]), &sets[..3]), [0; 0]);
+        // Nothing tells the order: the question about the clock comes first, and no set is named.
+        let untold: Vec<_> = sets.iter().map(|set| in_group(set.clone(), 1)).collect();
+        let found = branches(&untold);
+        assert_eq!(named(&found, &untold), [0; 0]);
+        let hint = found.apart(&untold[0]).unwrap().hint();
+        assert!(hint.starts_with("was the clock wrong") && hint.contains("rolled back"), "{hint}");
+    }
+
+    #[test]
+    fn a_clock_that_was_behind_is_told_from_one_that_was_ahead() {
+        // The third one is dated before all others.
+        let sets = [
+            set(11, 3, 4, "/a"),
+            set(21, 5, 6, "/a"),
+            in_group(set(1, 7, 8, "/a"), 31),
+            set(41, 9, 10, "/a"),
+        ];
+        assert_eq!(named(&branches(&sets), &sets), [2]);
+    }
+
+    #[test]
+    fn a_pool_that_was_made_anew_names_no_set() {
+        let old = [set(21, 7, 8, "/a"), set(31, 9, 10, "/a")];
+        // Its transaction groups begin at the first again, and the cluster in it at an older state.
+        let mut sets = old.to_vec();
+        sets.push(in_group(set(41, 5, 6, "/a"), 2));
+        assert_eq!(named(&branches(&sets), &sets), [0; 0]);
+        sets.push(in_group(set(51, 8, 9, "/a"), 25));
+        assert_eq!(named(&branches(&sets), &sets), [0; 0]);
     }
 
     #[test]
