@@ -523,7 +523,8 @@ fn a_restore_that_takes_sets_of_its_own() {
 
     two.expect(exit::DONE, &prune);
     let port = support::fixture::free_port().to_string();
-    two.expect(exit::DONE, &[&as_main[..], &["--start", "--port", &port]].concat());
+    let as_main = [&as_main[..], &["--start", "--port", &port]].concat();
+    let restored = two.restored(&two.json(&as_main));
     let server = restored.server();
     assert_eq!(server.value("postgres", "SELECT n FROM later"), "7");
     server.stop(Stop::Fast);
