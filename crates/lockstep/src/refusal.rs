@@ -454,9 +454,9 @@ pub enum Refusal {
         /// The set.
         set: Box<str>,
         /// The dataset's newest snapshot.
-        newest: Option<String>,
+        newest: Option<Box<str>>,
         /// The newest snapshot that would do.
-        known: Option<String>,
+        known: Option<Box<str>>,
         /// Whose set the newest snapshot is a part of, and how that set is given up.
         of_set: Option<Box<str>>,
         /// The snapshot with which the repository's deltas for the set begin, if it is younger than the newest.

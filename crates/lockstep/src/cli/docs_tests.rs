@@ -413,11 +413,11 @@ fn units_of_systemd_run_commands_that_exist() {
 
 /// Commands in messages that aren't typed on this host as they are, or name what they are about themselves.
 const WITHOUT_CLUSTER: [&str; 5] = [
-    // It takes the mirror's name.
-    "lockstep mirror ",
+    // It takes the mirror's name; there are comments in PostgreSQL's files, too.
+    "lockstep mirror",
     // It names the cluster.
     "lockstep --cluster ",
-    // Comments in PostgreSQL's files, and a setting's value: nobody types them.
+    // More comments in PostgreSQL's files, and a setting's value: nobody types them.
     "lockstep restore: ",
     "lockstep restore:\"",
     "lockstep clone {name}\"",

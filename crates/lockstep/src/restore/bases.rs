@@ -63,7 +63,7 @@ impl FromRepository {
                 .into()),
             };
         }
-        let newest = snapshots.last().map(|base| base.name.clone());
+        let newest: Option<Box<str>> = snapshots.last().map(|base| base.name.as_str().into());
         let of_set = match &newest {
             Some(newest) => of_set(cx, dataset, newest)?,
             None => None,
@@ -75,7 +75,7 @@ impl FromRepository {
             dataset: dataset.to_string().into(),
             set: self.shipped.manifest.set.to_string().into(),
             newest,
-            known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
+            known: snapshots.iter().rev().find(known).map(|base| base.name.as_str().into()),
             of_set: of_set.map(Into::into),
             began,
             is_raw: shipped.raw.is_some(),
