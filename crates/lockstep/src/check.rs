@@ -105,7 +105,8 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
     let retention = &cluster.retention;
     let key = |key: &str| {
         format!(
-            "clusters.{name}.retention.{key} = {{ last = 7 }}, and `lockstep prune` after each backup"
+            "clusters.{name}.retention.{key} = {{ last = 7 }}, and `{} prune` after each backup",
+            lockstep()
         )
     };
     let here = retention.local.is_none().then(|| {

@@ -81,7 +81,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
         return Err(Error::usage(
             "--target-action shutdown leaves a clone that nobody can connect to",
             "write pause to look at it as it was at the target, or leave it out to write to it; a cluster that \
-             is shut down at its target is made by `lockstep restore --start`",
+             is shut down at its target is made by `restore --start`",
         ));
     }
     let path = record_path(cx, &create.name);

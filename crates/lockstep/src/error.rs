@@ -296,9 +296,9 @@ fn after_interruption(step: &str) -> &'static str {
             "nothing is left of it, unless a message above says so; then the next command of this cluster removes the rest"
         }
         Some("ship" | "lease") => {
-            "the set is complete on this host; what was stored stays, and the next `lockstep ship` or backup continues from there"
+            "the set is complete on this host; what was stored stays, and the next `ship` or `backup` continues from there"
         }
-        Some("prune") => "the next `lockstep prune` or backup finishes what was begun",
+        Some("prune") => "the next `prune` or `backup` finishes what was begun",
         Some("check") => {
             "what it had found by then is printed; it keeps nothing, and the next one starts from the beginning: `--read-data=PERCENT` reads a part"
         }
@@ -373,7 +373,7 @@ mod tests {
         for (step, words) in [
             ("backup.started", "nothing is left of it"),
             ("restore.placed", "until the same command with --delta has run to its end"),
-            ("ship.views", "`lockstep ship`"),
+            ("ship.views", "`ship`"),
             ("prune.planned", "finishes what was begun"),
             ("server.ready", "what it made is removed"),
             ("mirror.slot", "mirror status"),

@@ -19,7 +19,7 @@ use std::os::unix::ffi::OsStrExt;
 
 use sendstream::zpl::{FileType, Timestamp};
 
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::repository::{Repository, Shipped};
@@ -175,7 +175,7 @@ impl<'a> Look<'a> {
             FileType::Directory => {
                 return Err(Error::usage(
                     format!("{} is a folder", what()),
-                    "list it with `lockstep ls`",
+                    format!("list it with `{} ls`", lockstep()),
                 ));
             }
             FileType::Symlink => {
@@ -254,7 +254,11 @@ impl<'a> Look<'a> {
                     self.set(),
                     names.join(&b'/').escape_ascii()
                 ),
-                "`lockstep ls SET` shows what is there: data, wal, tablespaces/OID, files",
+                format!(
+                    "`{} ls {}` shows what is there: data, wal, tablespaces/OID, files",
+                    lockstep(),
+                    self.set()
+                ),
             )
         })
     }

@@ -482,9 +482,11 @@ pub enum Refusal {
         /// The set.
         set: Box<str>,
         /// The dataset's newest snapshot.
-        newest: Option<String>,
+        newest: Option<Box<str>>,
         /// The newest snapshot that would do.
-        known: Option<String>,
+        known: Option<Box<str>>,
+        /// Whose set the newest snapshot is a part of, and how that set is given up.
+        of_set: Option<Box<str>>,
         /// The snapshot with which the repository's deltas for the set begin, if it is younger than the newest.
         began: Option<String>,
         /// Whether it is stored raw.
@@ -701,9 +703,9 @@ impl Refusal {
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
             Self::ReceiveBegun { dataset } => format!("let the command that began it resume it; or, if nothing will, abort it with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
-            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"),
-            Self::OtherId { name, .. } => format!("leave --id out: `lockstep repo init {name} --again`; if the url leads to another repository than before, give it another name in the configuration"),
-            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `lockstep repo init {name} --instead-of {id}`"),
+            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `{lockstep} repo init {name} --again` makes it again from what is there"),
+            Self::OtherId { name, .. } => format!("leave --id out: `{lockstep} repo init {name} --again`; if the url leads to another repository than before, give it another name in the configuration"),
+            Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `{lockstep} repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),
             Self::WhoseSets { cluster, repository, .. } => format!("prune on the cluster's host; or say which it is: formerly = [\"IDENTIFIER\"] in [clusters.{cluster}], as `{lockstep} show SET --from repository:{repository}` has it; or name what goes: `{lockstep} prune --repository {repository} --set ID`"),
             Self::DirectoryNotEmpty { .. } => "name a folder that is empty or doesn't exist yet".into(),
@@ -714,6 +716,7 @@ impl Refusal {
             Self::DirectoryInsideCluster { .. } | Self::DirectoryHoldsCluster { .. } | Self::DirectoryHoldsServer { .. } => "restore to a folder outside the cluster".into(),
             Self::StandbyBesideOriginal { data, .. } => format!("make the standby on another host; to look at the data here take `{lockstep} clone create`. The server's file is \"{}\"", data.join("postmaster.pid").display()),
             Self::NotAnOlderRestore { .. } => "--delta removes what the set doesn't have: name the folder of an older restore, or an empty one".into(),
+            Self::NotOnTop { known: Some(_), of_set: Some(of_set), .. } => format!("{of_set}; or restore to another --dataset and --to"),
             Self::NotOnTop { newest: Some(newest), known: Some(known), .. } => format!("destroy what is newer than {known} if nothing needs it (`zfs destroy {}`), or restore to another --dataset and --to", quote(newest)),
             Self::NotOnTop { began: Some(_), removal, .. } => format!("the whole volume was sent there again (a cold set with unlogged tables, `ship --full`, a raw dataset's next full), or older sets were removed: restore to another --dataset and --to, or destroy this restore and leave out --delta{}", or_removed(removal.as_deref())),
             Self::NotOnTop { is_raw: true, removal, .. } => format!("restore to another --dataset and --to: it is stored raw, and its chain may have started again with a full stream{}", or_removed(removal.as_deref())),

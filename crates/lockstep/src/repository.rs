@@ -36,7 +36,7 @@ pub mod whole;
 pub mod wrap;
 
 use crate::config::{Place, RepositoryConfig};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{self, Error, Result};
 
 use strata::store::{StoreError, StoreErrorKind};
@@ -110,7 +110,7 @@ pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     if let Ok(Place::Folder(folder)) = config.place() {
         cx.zfs.reachable(&folder)?;
     }
-    let store = store(config)?;
+    let store = store(config, name)?;
     let format = known::format(cx, &store.impatient(), name)?;
     let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());
     let folder = format!("clusters/{}", cx.name);
@@ -139,18 +139,22 @@ pub fn open_meant(cx: &Context, name: Option<&str>) -> Result<Repository> {
     }
 }
 
-/// The command that looks for damage, as written in hints that don't know the repository's name.
-const CHECK: &str = "`lockstep repo check --read-data`";
+/// Returns the command that looks for damage, as written in hints that don't know the repository's name.
+pub(crate) fn check_command() -> String {
+    format!("`{} repo check --read-data`", lockstep())
+}
 
 /// Completes an error of a restore of the set `which` from the repository `name`: the hint shows the check command as
 /// it is typed, and names the other repositories in which this host has seen the set.
 #[must_use]
 pub fn named(cx: &Context, name: &str, which: Option<&str>, error: Error) -> Error {
     let Error::Failed { what, hint: Some(hint), source } = error else { return error };
-    if !hint.contains(CHECK) {
+    let unnamed = check_command();
+    if !hint.contains(&unnamed) {
         return Error::Failed { what, hint: Some(hint), source };
     }
-    let mut hint = hint.replace(CHECK, &format!("`lockstep repo check {name} --read-data`"));
+    let mut hint =
+        hint.replace(&unnamed, &format!("`{} repo check {name} --read-data`", lockstep()));
     let others = cx.cluster.repositories.iter().filter(|other| *other != name);
     let has_it: Vec<_> = others
         .filter(|other| seen::has(&seen::path(cx, other), which))
@@ -179,12 +183,15 @@ pub fn of_strata(error: strata::Error) -> Error {
     }
     let hint = match &error {
         strata::Error::Damaged { .. } => Some(format!(
-            "{CHECK} says what else is damaged, and which sets it harms; what doesn't need this object still restores"
+            "{} says what else is damaged, and which sets it harms; what doesn't need this object still restores",
+            check_command()
         )),
         error if error.is_not_found() => Some(format!(
-            "is the repository whole? {CHECK} says what is missing, and which sets it harms"
+            "is the repository whole? {} says what is missing, and which sets it harms",
+            check_command()
         )),
-        error => error.hint().map(str::to_owned),
+        // That crate knows no clusters.
+        error => error.hint().map(|hint| hint.replace("`lockstep ", &format!("`{} ", lockstep()))),
     };
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {

@@ -55,6 +55,7 @@ use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::repository;
 use crate::repository::Shipped;
+use crate::repository::kin::{Identity, Kin};
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
 use crate::set::verify;
@@ -282,7 +283,7 @@ fn prepare<'a>(
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port, &run_server::sockets(cx, &directory))?;
     }
-    let bases = source.bases(&cx.zfs, &placement, &there)?;
+    let bases = source.bases(cx, &placement, &there)?;
     Build::new(cx, request, Plan { recovery, manifest, placement, id, source, there, bases, alone })
 }
 
@@ -302,12 +303,17 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         refuse_raw(&shipped)?;
     }
     let (only, not_restored) = only::Only::find(&repository, &shipped, wanted)?;
+    let kin = match delta {
+        true => repository.kin_of(cx, &shipped)?,
+        false => Kin::of_set(&shipped, &Identity::default(), &[]),
+    };
     let makes_parent = match &parent {
         Some(parent) => !cx.zfs.exists(parent.as_str())?,
         None => false,
     };
     let from = FromRepository {
         repository,
+        kin,
         parent,
         makes_parent,
         staging: cx.state.path("staging").join(id),

@@ -16,7 +16,7 @@ use support::fixture::Fixture;
 use support::layout::{one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Steps, exit, toml_string};
 use support::pools::{path_with_turns, patiently, property, zfs};
-use support::shipping::{folder, with_options, with_repository};
+use support::shipping::{folder, other_host, with_options, with_repository};
 
 /// As `zfs send -R | zfs receive` moves a pool to other disks: names and GUIDs stay, transaction groups don't.
 #[test]
@@ -481,4 +481,51 @@ fn what_is_on_a_suspended_pool_is_not_touched() {
 
     fixture.cluster.start();
     plain.expect(exit::DONE, &["list"]);
+}
+
+/// A restore that is a cluster of the configuration by now, and has taken a set: only that cluster can give it up.
+#[test]
+fn a_restore_that_takes_sets_of_its_own() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label").id;
+    let parent = format!("{}/copy", fixture.pools[0].name);
+    let to = fixture.target("copy");
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = lockstep.restore_and_start(&first, &to, &zfs_form);
+    restored.server().stop(Stop::Fast);
+    let configuration = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&configuration).expect("it is there");
+    let copy = format!("\n[clusters.copy]\ndata_directory = {}\n", toml_string(&restored.data));
+    let two = fixture.root().join("two.toml");
+    fs::write(&two, format!("{text}{copy}")).expect("it can be written");
+    let two = Lockstep::new(&two, &fixture.cluster.bin);
+    let taken = two.json(&["--cluster", "copy", "backup", "--strategy", "cold"]);
+    let taken = taken["set"].as_str().expect("an id");
+    fixture.cluster.execute(&["CREATE TABLE later AS SELECT 7 AS n"]);
+    let latest = lockstep.backup("label").id;
+
+    let delta = [&zfs_form[..], &["--delta"]].concat();
+    let delta = restore_arguments(&latest, &to, &delta);
+    let as_main = [&["--cluster", "main"], &delta[..]].concat();
+    let prune = ["--cluster", "copy", "prune", "--local", "--set", taken];
+    let by_prune = format!("`lockstep {}`", prune.join(" "));
+    let refused = two.expect(exit::REFUSED, &as_main);
+    assert_said(&refused, &["of cluster \"copy\"", &by_prune, "restore to another --dataset"]);
+    assert!(!refused.stderr.contains("zfs destroy"), "{}", refused.describe());
+    // The same where the cluster was taken out of the configuration.
+    let refused = lockstep.expect(exit::REFUSED, &delta);
+    assert_said(&refused, &["put it back into the configuration", &by_prune]);
+    // Another host sees only that it isn't its own.
+    let stranger = other_host(&fixture, "stranger", &fixture.root().join("nowhere"));
+    let refused = stranger.expect(exit::REFUSED, &delta);
+    assert_said(&refused, &["of another state_dir", taken, "zfs release lockstep"]);
+
+    two.expect(exit::DONE, &prune);
+    let port = support::fixture::free_port().to_string();
+    let as_main = [&as_main[..], &["--start", "--port", &port]].concat();
+    let restored = two.restored(&two.json(&as_main));
+    let server = restored.server();
+    assert_eq!(server.value("postgres", "SELECT n FROM later"), "7");
+    server.stop(Stop::Fast);
 }

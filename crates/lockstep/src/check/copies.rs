@@ -6,10 +6,15 @@
 use std::collections::BTreeMap;
 
 use super::{Finding, warning};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::repository::seen;
 
-const HINT: &str = "as long as both keep their names, what was shipped to each is known; one that gets another name may be taken for the other: begin a second repository with `lockstep repo init` and `lockstep ship --missing` instead";
+fn hint() -> String {
+    format!(
+        "as long as both keep their names, what was shipped to each is known; one that gets another name may be taken for the other: begin a second repository with `{0} repo init NAME` and `{0} ship --missing --repository NAME` instead",
+        lockstep()
+    )
+}
 
 /// Returns the cluster's repositories that were copied, as far as they answered: its other checks have asked them.
 pub(super) fn find(cx: &Context) -> Vec<Finding> {
@@ -33,7 +38,7 @@ fn of_one_id(all: impl Iterator<Item = (String, String)>) -> Vec<Finding> {
             warning(
                 "repositories",
                 format!("{names} have one id, {id}: one is a copy of the other"),
-                HINT,
+                hint(),
             )
         })
         .collect()

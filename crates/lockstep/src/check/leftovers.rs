@@ -12,7 +12,7 @@ use crate::lock::Lock;
 use crate::restore::unfinished::{InTheWay, Whose};
 use crate::restore::{self, strays};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
-use crate::set::unfinished::{self, ADOPT, NO_MANIFEST};
+use crate::set::unfinished::{self, NO_MANIFEST};
 use crate::volume::zfs::{Away, DatasetName, Made};
 
 const SUBJECT: &str = "unfinished";
@@ -30,9 +30,11 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
                 false => unfinished::is_marked_complete(cx, &entry),
             };
             all.push(match is_lost {
-                Ok(true) => {
-                    warning("snapshots", format!("set {}: {NO_MANIFEST}", entry.set), ADOPT)
-                }
+                Ok(true) => warning(
+                    "snapshots",
+                    format!("set {}: {NO_MANIFEST}", entry.set),
+                    unfinished::adopt(),
+                ),
                 Ok(false) => of_backup(&entry),
                 // Its pool may be suspended.
                 Err(error) => failure(SUBJECT, &error),

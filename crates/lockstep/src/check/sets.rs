@@ -242,7 +242,7 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
     };
     let locks = match locks::overdue(&opened, u64::try_from(now.as_second()).unwrap_or(0)) {
         Ok(None) => None,
-        Ok(Some(what)) => Some(warning(&subject, what, locks::OVERDUE_HINT)),
+        Ok(Some(what)) => Some(warning(&subject, what, locks::overdue_hint())),
         Err(error) => Some(failure(&subject, &error)),
     };
     let lease = match lease::doubtful(&opened) {
@@ -311,7 +311,7 @@ fn of_sets(
                 let what = format!(
                     "set {id} has {pages} damaged pages, and its newest set is based on it"
                 );
-                wrong(subject, what, BELOW_HINT)
+                wrong(subject, what, below_hint())
             }));
         }
         (None, _) if others.is_empty() => {
@@ -427,7 +427,12 @@ impl ThisHost<'_> {
     }
 }
 
-const BELOW_HINT: &str = "unless they were rewritten since, they are in every later set too: lockstep show and pg_checksums name them; restore the table from an older set; `lockstep backup --no-ship` and `lockstep ship --full` then look at every page again";
+fn below_hint() -> String {
+    format!(
+        "unless they were rewritten since, they are in every later set too: `{0} show` and pg_checksums name them; restore the table from an older set; `{0} backup --no-ship` and `{0} ship --full` then look at every page again",
+        lockstep()
+    )
+}
 
 /// Returns the sets with damaged pages that a set's volumes are based on, with the number of pages: only an
 /// increment's own pages went by. Deltas whose set is gone aren't looked at. A pure function.
@@ -457,15 +462,18 @@ fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp
     let id = &set.manifest.set;
     if let Some(old) = too_old(&set.manifest, max_age, now) {
         let hint = match old.is_set && !set.manifest.postgres.standby {
-            true => "does `lockstep backup` say why it ships no more?",
-            false => old.hint,
+            true => format!("does `{} backup` say why it ships no more?", lockstep()),
+            false => old.hint.to_owned(),
         };
         wrong(subject, format!("its newest set, {id}, {}", old.what), hint)
     } else if set.bad_pages() > 0 {
         wrong(
             subject,
             format!("set {id} has {} damaged pages", set.bad_pages()),
-            "lockstep show and pg_checksums name them: restore the table from an older set",
+            format!(
+                "`{} show` and pg_checksums name them: restore the table from an older set",
+                lockstep()
+            ),
         )
     } else {
         ok(subject, format!("it can be reached, and its newest set is {id}"))
@@ -492,11 +500,11 @@ pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
             ),
             true => (
                 "was taken by this state_dir, which has no manifest of it any more,",
-                "its manifest was lost, or it was given up. Where a repository has the set, `lockstep adopt` takes it up again. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                "its manifest was lost, or it was given up. Where a repository has the set, `adopt` takes it up again. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
             ),
             false => (
                 "isn't one of this state_dir,",
-                "another host's, or that of a state_dir that was lost: where its owner is still there, `lockstep prune` there removes it; else `lockstep adopt` takes up what a repository has. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                "another host's, or that of a state_dir that was lost: where its owner is still there, `prune` there removes it; else `adopt` takes up what a repository has. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
             ),
         };
         let named = named.join(", ");

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Finding, failure, warning};
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::plan::facts::Facts;
 use crate::volume::zfs::DatasetName;
@@ -37,7 +37,10 @@ fn little(pool: &str, used: u64, left: u64) -> Option<Finding> {
         warning(
             SUBJECT,
             format!("pool \"{pool}\" has {} left, {percent} % of it", bytes(left)),
-            "snapshots keep what is overwritten: keep fewer (`lockstep prune`), or give it more; a full pool makes PostgreSQL PANIC",
+            format!(
+                "snapshots keep what is overwritten: keep fewer (`{} prune`), or give it more; a full pool makes PostgreSQL PANIC",
+                lockstep()
+            ),
         )
     })
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use super::{Finding, failure, ok, warning, wrong};
 use crate::config::Place;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::repository::Repository;
@@ -44,7 +44,8 @@ pub(super) fn repository(opened: &Repository, subject: &str) -> Option<Finding> 
     match look(&folder) {
         Err(error) => Some(failure(subject, &error)),
         Ok(left) => {
-            little(subject, &folder, left, "make room there: `lockstep prune`, or more disk")
+            let hint = format!("make room there: `{} prune`, or more disk", lockstep());
+            little(subject, &folder, left, &hint)
         }
     }
 }

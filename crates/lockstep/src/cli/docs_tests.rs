@@ -410,3 +410,55 @@ fn units_of_systemd_run_commands_that_exist() {
     }
     assert_eq!((names.len(), started), (7, 4));
 }
+
+/// Commands in messages that aren't typed on this host as they are, or name what they are about themselves.
+const WITHOUT_CLUSTER: [&str; 5] = [
+    // It takes the mirror's name; there are comments in PostgreSQL's files, too.
+    "lockstep mirror",
+    // It names the cluster.
+    "lockstep --cluster ",
+    // More comments in PostgreSQL's files, and a setting's value: nobody types them.
+    "lockstep restore: ",
+    "lockstep restore:\"",
+    "lockstep clone {name}\"",
+];
+
+/// The lines of a source file that are neither comments nor tests, with their numbers.
+fn lines_of_program(text: &str) -> impl Iterator<Item = (usize, &str)> {
+    let program = text.split("#[cfg(test)]\nmod ").next().unwrap();
+    let lines = program.lines().enumerate().map(|(at, line)| (at + 1, line.trim_start()));
+    lines.filter(|(_, line)| !line.starts_with("//"))
+}
+
+/// Where the configuration has several clusters, a command without one ends with a usage error.
+#[test]
+fn commands_in_messages_name_the_cluster() {
+    let commands = Arguments::command();
+    let is_command = |rest: &str| {
+        let word = rest.split(|c: char| !c.is_ascii_lowercase()).next().unwrap();
+        commands.find_subcommand(word).is_some()
+    };
+    let mut files = Vec::new();
+    sources(&root().join("crates/lockstep/src"), &mut files);
+    let (mut seen, mut found) = (0, Vec::new());
+    for path in files {
+        let name = path.file_name().unwrap().to_string_lossy();
+        if name == "tests.rs" || name.ends_with("_tests.rs") {
+            continue;
+        }
+        for (at, line) in lines_of_program(&read(&path)) {
+            seen += 1;
+            for (start, words) in line.match_indices("lockstep ") {
+                let rest = &line[start..];
+                if WITHOUT_CLUSTER.iter().any(|known| rest.starts_with(known)) {
+                    continue;
+                }
+                if is_command(&rest[words.len()..]) {
+                    found.push(format!("{}:{at}: {rest}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(seen > 20_000, "{seen} lines");
+    assert!(found.is_empty(), "write context::lockstep() there:\n{}", found.join("\n"));
+}

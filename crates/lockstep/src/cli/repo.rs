@@ -196,7 +196,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
     | KeyCommand::Remove { name, .. }) = command;
     let name = one(cx, name.as_deref())?;
     let config = repository::config(cx, &name)?;
-    let store = repository::store(config)?;
+    let store = repository::store(config, &name)?;
     let format = known::format(cx, &store, &name)?;
     if format.encryption.is_none() {
         return Err(Error::usage(

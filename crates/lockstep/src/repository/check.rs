@@ -303,7 +303,7 @@ fn of_lease(repository: &Repository) -> Result<Option<Finding>> {
 fn of_locks(repository: &Repository) -> Option<Finding> {
     let now = u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0);
     let what = locks::overdue(repository, now).ok().flatten()?;
-    let hint = Some(locks::OVERDUE_HINT.to_owned());
+    let hint = Some(locks::overdue_hint());
     Some(Finding { severity: Severity::Warning, what, sets: Vec::new(), hint })
 }
 

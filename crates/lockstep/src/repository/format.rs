@@ -6,6 +6,7 @@ use strata::document;
 use strata::store::{Store, StoreErrorKind};
 
 use super::{newer_form, of_store, of_strata};
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::names::random_characters;
 
@@ -122,7 +123,8 @@ impl Format {
         let damaged = |why: String| {
             let what = format!("{PATH} of repository \"{name}\" is damaged");
             let hint = format!(
-                "it is small and never changes: put it back from a copy of the repository; if there is none, `lockstep repo init {name} --again` makes it again from what is there"
+                "it is small and never changes: put it back from a copy of the repository; if there is none, `{} repo init {name} --again` makes it again from what is there",
+                lockstep()
             );
             Found::Damaged(Error::failed(what).because(why).with_hint(hint))
         };
@@ -168,7 +170,7 @@ impl Format {
 pub(super) fn never_made(name: &str) -> Error {
     Error::usage(
         format!("repository \"{name}\" was never made: no {PATH} there"),
-        format!("make it with `lockstep repo init {name}`"),
+        format!("make it with `{} repo init {name}`", lockstep()),
     )
 }
 

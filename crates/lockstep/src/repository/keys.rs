@@ -17,6 +17,7 @@ use super::format::{Format, MAX_SIZE, PATH};
 use super::wrap::{self, DataKey, Kdf, Secret, Slot, VERSION, unhex};
 use super::{newer_form, of_store, of_strata, secret};
 use crate::config::RepositoryConfig;
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 
 pub(super) const FOLDER: &str = "keys";
@@ -187,7 +188,8 @@ pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()
         return Err(Error::usage(
             format!("key \"{id}\" is the last one of repository \"{name}\""),
             format!(
-                "without it nothing in there could ever be read; add another one first: lockstep repo key add {name} --new-key-file FILE"
+                "without it nothing in there could ever be read; add another one first: `{} repo key add {name} --new-key-file FILE`",
+                lockstep()
             ),
         ));
     }
@@ -277,7 +279,8 @@ pub fn open(
     Err(Error::usage(
         what,
         format!(
-            "it is another one's, or was removed; `lockstep repo key list {name}` shows the keys there: {}",
+            "it is another one's, or was removed; `{} repo key list {name}` shows the keys there: {}",
+            lockstep(),
             ids(&slots)
         ),
     ))

@@ -86,6 +86,16 @@ impl Kin {
         Self(all)
     }
 
+    /// Returns the cluster of one set, with every identifier that the configuration or another set names together
+    /// with its own. A pure function.
+    #[must_use]
+    pub fn of_set(set: &Shipped, identity: &Identity, others: &[Shipped]) -> Self {
+        let configured = identity.now().into_iter().chain(identity.formerly.iter().copied());
+        let known = others.iter().chain([set]).map(identifiers).chain([configured.collect()]);
+        let all = grouped(known).into_iter().find(|one| one.contains(&id_of(set)));
+        Self(all.unwrap_or_default())
+    }
+
     /// Checks that a set belongs to the cluster.
     #[must_use]
     pub fn has(&self, set: &Shipped) -> bool {
@@ -105,10 +115,20 @@ fn id_of(set: &Shipped) -> SystemIdentifier {
 
 /// Groups the identifiers that occur, those of one cluster together.
 fn families(sets: &[Shipped]) -> Vec<BTreeSet<SystemIdentifier>> {
+    grouped(sets.iter().map(identifiers))
+}
+
+/// Returns a set's identifiers, the former ones too.
+fn identifiers(set: &Shipped) -> BTreeSet<SystemIdentifier> {
+    set.formerly.iter().copied().chain([id_of(set)]).collect()
+}
+
+/// Unites those that have an identifier in common.
+fn grouped(
+    known: impl Iterator<Item = BTreeSet<SystemIdentifier>>,
+) -> Vec<BTreeSet<SystemIdentifier>> {
     let mut all: Vec<BTreeSet<SystemIdentifier>> = Vec::new();
-    for set in sets {
-        let mut one: BTreeSet<_> = set.formerly.iter().copied().collect();
-        one.insert(id_of(set));
+    for mut one in known {
         all.retain(|other| {
             let is_another = other.is_disjoint(&one);
             if !is_another {
@@ -180,6 +200,16 @@ impl Repository {
         }
         let (sets, _) = self.sets()?;
         meant(&identity, &sets, &self.name)
+    }
+
+    /// Returns the cluster of a set. The newest set names all identifiers that the cluster had before.
+    ///
+    /// # Errors
+    /// When this host's sets can't be listed.
+    pub fn kin_of(&self, cx: &Context, set: &Shipped) -> Result<Kin> {
+        // If the newest can't be read, what the set itself and the configuration say has to do.
+        let newest = self.newest().ok().flatten();
+        Ok(Kin::of_set(set, &Identity::here(cx)?, newest.as_slice()))
     }
 
     /// Returns the newest set if it can be read and belongs to this host's cluster. Nearly always it does: then it
@@ -322,5 +352,24 @@ mod tests {
         let one = [set(1, "1", &[]), set(3, "2", &["1"])];
         assert!(meant(&live("5", None, &[]), &one, "r").unwrap().has(&one[0]));
         meant(&live("5", Some("6"), &[]), &one, "r").unwrap_err();
+    }
+
+    #[test]
+    fn a_set_of_before_pg_upgrade_is_kin_to_what_came_later() {
+        let (old, new) = (set(1, "1", &[]), set(2, "2", &["1"]));
+        let kin = |set: &Shipped, identity: &Identity, others: &[Shipped]| {
+            let kin = Kin::of_set(set, identity, others);
+            [1, 2, 3].map(|n| kin.has_identifier(id(&n.to_string())))
+        };
+        let nothing = identity(None, &[]);
+        assert_eq!(kin(&old, &nothing, &[]), [true, false, false]);
+        assert_eq!(kin(&new, &nothing, &[]), [true, true, false]);
+        assert_eq!(kin(&old, &nothing, std::slice::from_ref(&new)), [true, true, false]);
+        // The next upgrade: the newest set names both.
+        assert_eq!(kin(&old, &nothing, &[set(3, "3", &["1", "2"])]), [true; 3]);
+        assert_eq!(kin(&old, &identity(Some("2"), &["1"]), &[]), [true, true, false]);
+        // Another cluster that has this name is no kin, nor is this host's if nothing says so.
+        assert_eq!(kin(&old, &identity(Some("3"), &[]), &[set(2, "2", &[])]), [true, false, false]);
+        assert_eq!(kin(&old, &identity(Some("3"), &["2"]), &[]), [true, false, false]);
     }
 }

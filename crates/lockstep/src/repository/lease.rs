@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use strata::lease::{Lease, Seen, Written};
 
 use crate::config::Place;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::{Repository, of_strata, reserve, went_back};
 use crate::steps;
@@ -234,9 +234,10 @@ impl Held {
                 "what was written last may need something that another host has removed meanwhile",
             )
             .because(lost)
-            .with_hint(
-                "`lockstep repo check` says whether sets are harmed, and how to repair them",
-            )),
+            .with_hint(format!(
+                "`{} repo check` says whether sets are harmed, and how to repair them",
+                lockstep()
+            ))),
             _ => Ok(()),
         }
     }
@@ -353,7 +354,7 @@ fn doubt(seen: &Seen) -> Option<String> {
 }
 
 /// What becomes of such a lease.
-pub(crate) const DOUBTFUL_HINT: &str = "if a clock is wrong, set it right; the next `lockstep ship` or `lockstep prune` waits five minutes, and takes the lease over unless its holder renews it";
+pub(crate) const DOUBTFUL_HINT: &str = "if a clock is wrong, set it right; the next `ship` or `prune` waits five minutes, and takes the lease over unless its holder renews it";
 
 /// Describes a lease that no correct clock wrote, or that is damaged.
 ///

@@ -7,10 +7,16 @@ use strata::check::{Locks, lock_seconds};
 use strata::manifest::Manifest as Stored;
 
 use super::{Repository, of_store, of_strata};
+use crate::context::lockstep;
 use crate::error::Result;
 
 /// The hint for locks that should have been extended.
-pub const OVERDUE_HINT: &str = "`lockstep prune` prolongs locks where a retention is set for this repository: does its timer run, and what does it say?";
+pub fn overdue_hint() -> String {
+    format!(
+        "`{} prune` prolongs locks where a retention is set for this repository: does its timer run, and what does it say?",
+        lockstep()
+    )
+}
 
 /// Lists what is worth keeping besides the clusters' parts: the repository's own format, and its keys.
 ///

@@ -23,7 +23,7 @@ use strata::pack::FrameReader;
 
 use super::image::{LONGEST, name_within};
 use super::ingest::of_stream;
-use super::{Repository, newer_form, no_deltas, of_strata};
+use super::{Repository, check_command, newer_form, no_deltas, of_strata};
 use crate::error::{Error, Result};
 use crate::set::manifest::json;
 use crate::volume::zfs::{Base, DatasetName};
@@ -336,7 +336,7 @@ pub fn copy(
         return Err(Error::failed(format!(
             "segment {guid} of \"{image}\" isn't the stream that was stored"
         ))
-        .with_hint("`lockstep repo check --read-data` says what else is damaged"));
+        .with_hint(format!("{} says what else is damaged", check_command())));
     }
     Ok(segment)
 }

@@ -10,18 +10,22 @@ use strata::store::{Ending, ObjectStorage, Paced, Store};
 
 use super::of_store;
 use crate::config::{Cloud, Place, RepositoryConfig};
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::steps;
 
-/// Returns the store of an existing repository.
+/// Returns the store of an existing repository; `name` is its name in the configuration.
 ///
 /// # Errors
 /// When it can't be opened, or its folder isn't there.
-pub fn store(config: &RepositoryConfig) -> Result<Store> {
+pub fn store(config: &RepositoryConfig, name: &str) -> Result<Store> {
     if let Some(folder) = missing_folder(config)? {
         return Err(Error::usage(
             format!("the repository's folder \"{}\" isn't there", folder.display()),
-            "is its file system mounted? a new one is made with `lockstep repo init`",
+            format!(
+                "is its file system mounted? a new one is made with `{} repo init {name}`",
+                lockstep()
+            ),
         ));
     }
     create(config)
@@ -179,10 +183,10 @@ mod tests {
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("stores");
         let config = config(&format!("url = 'file://{}/r'", dir.display()));
-        let error = store(&config).err().unwrap();
+        let error = store(&config, "r").err().unwrap();
         assert!(error.hint().unwrap().contains("mounted"), "{error}");
         assert!(!dir.exists());
         create(&config).unwrap();
-        assert!(store(&config).is_ok());
+        assert!(store(&config, "r").is_ok());
     }
 }

@@ -21,6 +21,7 @@ use strata::{read_many, store::StoreError};
 use super::image::ImageState;
 use super::shipped::FILES_IMAGE;
 use super::{Repository, of_store, of_strata};
+use crate::context::lockstep;
 use crate::error::Result;
 use crate::files;
 
@@ -310,7 +311,9 @@ impl ImageDeltas<'_> {
         }
         tracing::warn!(
             repository = %self.of.repository.name, image = %self.image, delta = %id,
-            "not whole, so nothing new is based on it: {why}; `lockstep repo check` says which sets it harms"
+            "not whole, so nothing new is based on it: {why}; `{} repo check {}` says which sets it harms",
+            lockstep(),
+            self.of.repository.name
         );
     }
 

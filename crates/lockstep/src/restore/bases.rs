@@ -8,19 +8,21 @@ use super::control;
 use super::marker::Marker;
 use super::placement::Placement;
 use super::source::FromRepository;
+use crate::context::Context;
 use crate::error::Result;
+use crate::names::SetId;
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::repository::image::ImageState;
 use crate::repository::{ShippedVolume, of_strata};
-use crate::volume::zfs::{Base, DatasetName, Zfs};
+use crate::volume::zfs::{Base, DatasetName, HOLD_TAG};
 
 impl FromRepository {
     /// Returns what each of the existing datasets is rolled back to. All are checked before the first is changed: if
     /// one can't be brought to the set's state, an older restore stays whole.
     pub(super) fn bases(
         &self,
-        zfs: &Zfs,
+        cx: &Context,
         placement: &Placement,
         there: &BTreeSet<DatasetName>,
     ) -> Result<BTreeMap<DatasetName, Base>> {
@@ -32,7 +34,7 @@ impl FromRepository {
             };
             if there.contains(dataset) {
                 let removal = || removal(placement, there);
-                bases.insert(dataset.clone(), self.common(zfs, dataset, shipped, removal)?);
+                bases.insert(dataset.clone(), self.common(cx, dataset, shipped, removal)?);
             }
         }
         Ok(bases)
@@ -41,13 +43,13 @@ impl FromRepository {
     /// Returns the newest snapshot of the dataset, which has to be one of the set's chain.
     fn common(
         &self,
-        zfs: &Zfs,
+        cx: &Context,
         dataset: &DatasetName,
         shipped: &ShippedVolume,
         removal: impl FnOnce() -> Option<String>,
     ) -> Result<Base> {
         let (mut snapshots, bookmarks): (Vec<_>, Vec<_>) =
-            zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
+            cx.zfs.bases_of(dataset)?.into_iter().partition(|base| base.name.contains('@'));
         snapshots.sort_by_key(|base| base.createtxg);
         let chain = self.chain(shipped)?;
         let known = |base: &&Base| chain.contains(&base.guid.to_string());
@@ -61,7 +63,11 @@ impl FromRepository {
                 .into()),
             };
         }
-        let newest = snapshots.last().map(|base| base.name.clone());
+        let newest: Option<Box<str>> = snapshots.last().map(|base| base.name.as_str().into());
+        let of_set = match &newest {
+            Some(newest) => of_set(cx, dataset, newest)?,
+            None => None,
+        };
         let began = self.beginning(shipped)?.filter(|began| {
             newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began))
         });
@@ -69,7 +75,8 @@ impl FromRepository {
             dataset: dataset.to_string().into(),
             set: self.shipped.manifest.set.to_string().into(),
             newest,
-            known: snapshots.iter().rev().find(known).map(|base| base.name.clone()),
+            known: snapshots.iter().rev().find(known).map(|base| base.name.as_str().into()),
+            of_set: of_set.map(Into::into),
             began,
             is_raw: shipped.raw.is_some(),
             removal: removal().map(Into::into),
@@ -104,6 +111,53 @@ impl FromRepository {
         let strata = &self.repository.strata;
         strata::delta::chain(strata, &shipped.image, &shipped.delta, since).map_err(of_strata)
     }
+}
+
+/// Returns whose set a snapshot is a part of and how that set is given up, if somebody took it in one: such a snapshot
+/// is held, and the set is lost without it.
+fn of_set(cx: &Context, dataset: &DatasetName, snapshot: &str) -> Result<Option<String>> {
+    let tagged = cx.zfs.tagged_snapshots(dataset)?;
+    let Some(tagged) = tagged.into_iter().find(|one| one.snapshot.to_string() == snapshot) else {
+        return Ok(None);
+    };
+    let Ok(set) = tagged.set.parse::<SetId>() else { return Ok(None) };
+    if tagged.owner != cx.state.owner() {
+        return Ok(Some(of_a_stranger(&set, &tagged.owner, snapshot)));
+    }
+    let cluster = cx.state.cluster_with(&set);
+    let is_configured = cluster.as_ref().is_some_and(|cluster| cx.clusters.contains_key(cluster));
+    Ok(Some(of_ours(&set, cluster.as_deref(), is_configured, snapshot)))
+}
+
+fn of_ours(set: &SetId, cluster: Option<&str>, is_configured: bool, snapshot: &str) -> String {
+    match cluster {
+        Some(cluster) => {
+            let before = match is_configured {
+                true => "",
+                false => "put it back into the configuration, and ",
+            };
+            format!(
+                "it is a part of set {set} of cluster \"{cluster}\": if nobody needs that set here, {before}`lockstep --cluster {cluster} prune --local --set {set}`"
+            )
+        }
+        None => format!(
+            "it is a part of set {set}, which this state_dir took and has no manifest of any more: if nobody needs it, {}",
+            release(snapshot)
+        ),
+    }
+}
+
+fn of_a_stranger(set: &SetId, owner: &str, snapshot: &str) -> String {
+    format!(
+        "it is a part of set {set} of another state_dir, {owner}: if nobody needs that set, `prune --local --set {set}` there gives it up; if that state_dir is lost, {}",
+        release(snapshot)
+    )
+}
+
+/// Returns the commands that destroy a set's snapshot without its state_dir.
+fn release(snapshot: &str) -> String {
+    let snapshot = quote(snapshot);
+    format!("`zfs release {HOLD_TAG} {snapshot}; zfs destroy {snapshot}`")
 }
 
 /// Returns the commands that remove what is there, if it is an unfinished restore.
@@ -145,6 +199,22 @@ mod tests {
             assert_eq!(is_of_an_older_set(newest, began), is_older, "{newest}");
         }
         assert!(!is_of_an_older_set("p/r@lockstep-20261123T194512Z-zzzz", "somebody's"));
+    }
+
+    #[test]
+    fn a_set_s_snapshot_is_given_up_by_the_cluster_that_took_it() {
+        let set: SetId = "20261128T061215Z-akfs".parse().unwrap();
+        let snapshot = "t/sb/data@lockstep-20261128T061215Z-akfs";
+        let by_prune = "`lockstep --cluster sb prune --local --set 20261128T061215Z-akfs`";
+        let by_hand = format!("`zfs release lockstep {snapshot}; zfs destroy {snapshot}`");
+        let hint = of_ours(&set, Some("sb"), true, snapshot);
+        assert!(hint.ends_with(&format!("needs that set here, {by_prune}")), "{hint}");
+        let hint = of_ours(&set, Some("sb"), false, snapshot);
+        assert!(hint.ends_with(&format!("into the configuration, and {by_prune}")), "{hint}");
+        let hint = of_ours(&set, None, false, snapshot);
+        assert!(hint.contains("no manifest") && hint.ends_with(&by_hand), "{hint}");
+        let hint = of_a_stranger(&set, "f00d", snapshot);
+        assert!(hint.contains("another state_dir, f00d:") && hint.ends_with(&by_hand), "{hint}");
     }
 
     #[test]

@@ -24,7 +24,9 @@ use crate::repository::tree::ImageTree;
 use crate::repository::{Repository, Shipped};
 use crate::set::manifest::{Manifest, SetPart, SetVolume};
 
-/// pg_filenode.map has 512 or 524 bytes.
+/// Which file a system catalog is in; `global` has one, and the folder of each database in its own tablespace.
+const MAP: &str = "pg_filenode.map";
+/// It has 512 or 524 bytes.
 const MOST_OF_MAP: u64 = 4 << 10;
 /// A row has a few hundred bytes; a million databases are more than anybody has.
 const MOST_OF_CATALOG: u64 = 512 << 20;
@@ -60,7 +62,7 @@ pub(super) struct Only {
 /// What exists by name only, as holes: it can only be dropped.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NotRestored {
-    /// Databases.
+    /// Databases, also those whose own tablespace isn't restored.
     pub databases: Vec<String>,
     /// Tablespaces whose content is missing.
     pub tablespaces: Vec<String>,
@@ -94,6 +96,14 @@ impl Only {
                 _ => None,
             });
             let (without, names): (BTreeSet<_>, Vec<_>) = others.unzip();
+            let within = databases_within(repository, shipped, &without)?;
+            if !within.is_empty() {
+                let known = read_databases(repository, shipped)?;
+                let rows: Vec<_> = known.iter().filter(|row| within.contains(&row.oid)).collect();
+                rest.databases.extend(names_of(&rows));
+                rest.databases.sort();
+                rest.databases.dedup();
+            }
             (only.without_tablespaces, rest.tablespaces) = (Some(without), names);
         }
         Ok((only, rest))
@@ -284,8 +294,8 @@ impl Global {
 /// Returns the databases that a set's pg_database names, as of its last checkpoint.
 fn read_databases(repository: &Repository, shipped: &Shipped) -> Result<BTreeSet<DatabaseRow>> {
     let mut global = Global::open(repository, shipped)?;
-    let map = RelationMap::parse(&global.read("pg_filenode.map", MOST_OF_MAP)?)
-        .map_err(|e| global.strange("the relation map", "pg_filenode.map").because(e))?;
+    let map = RelationMap::parse(&global.read(MAP, MOST_OF_MAP)?)
+        .map_err(|e| global.strange("the relation map", MAP).because(e))?;
     let file = map.file_of(PG_DATABASE).ok_or_else(|| {
         Error::failed(format!("the relation map of set {} has no pg_database", global.set))
     })?;
@@ -359,7 +369,7 @@ fn with_folder(
         let Some(of_it) = of_it.filter(|_| !wanted.is_empty()) else { continue };
         let mut peek = Peek::open(repository, &of_it.image, &of_it.delta)?;
         for part in &volume.parts {
-            for oid in folders_of_databases(&mut peek, part)? {
+            for (oid, _) in folders_of_databases(&mut peek, part)? {
                 if wanted.remove(&oid) {
                     found.insert(oid);
                 }
@@ -369,8 +379,40 @@ fn with_folder(
     Ok(found)
 }
 
-/// Returns the OIDs of the databases that have a folder in this part of a set.
-fn folders_of_databases(peek: &mut Peek, part: &SetPart) -> Result<Vec<u32>> {
+/// Returns the OIDs of the databases whose own tablespace is one of these: their pg_filenode.map lies there, without
+/// which nobody can connect to them. Of others only some tables and indexes lie there.
+fn databases_within(
+    repository: &Repository,
+    shipped: &Shipped,
+    tablespaces: &BTreeSet<u32>,
+) -> Result<BTreeSet<u32>> {
+    let is_one = |part: &&SetPart| match &part.kind {
+        PartKind::Tablespace { oid, .. } => tablespaces.contains(oid),
+        PartKind::Data | PartKind::Wal => false,
+    };
+    let mut found = BTreeSet::new();
+    for of_it in &shipped.volumes {
+        let volumes = &shipped.manifest.volumes;
+        let volume = volumes.iter().find(|volume| volume.dataset == of_it.dataset);
+        let mut parts =
+            volume.into_iter().flat_map(|volume| &volume.parts).filter(is_one).peekable();
+        if parts.peek().is_none() {
+            continue;
+        }
+        let mut peek = Peek::open(repository, &of_it.image, &of_it.delta)?;
+        for part in parts {
+            for (oid, folder) in folders_of_databases(&mut peek, part)? {
+                if children(&mut peek, folder)?.iter().any(|(name, _)| name == MAP.as_bytes()) {
+                    found.insert(oid);
+                }
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the folders of databases in this part of a set, by the databases' OIDs.
+fn folders_of_databases(peek: &mut Peek, part: &SetPart) -> Result<Vec<(u32, u64)>> {
     let mut tablespaces = Vec::new();
     let mut folders = Vec::new();
     let Some(root) = peek.find(part.inside.iter().map(OsStrExt::as_bytes))? else {
@@ -396,11 +438,12 @@ fn folders_of_databases(peek: &mut Peek, part: &SetPart) -> Result<Vec<u32>> {
         let versions = children(peek, tablespace)?.into_iter();
         folders.extend(versions.filter(|(name, _)| name.starts_with(b"PG_")).map(|(_, at)| at));
     }
-    let mut oids = Vec::new();
+    let mut databases = Vec::new();
     for folder in folders {
-        oids.extend(children(peek, folder)?.iter().filter_map(|(name, _)| number(name)));
+        let all = children(peek, folder)?.into_iter();
+        databases.extend(all.filter_map(|(name, object)| Some((number(&name)?, object))));
     }
-    Ok(oids)
+    Ok(databases)
 }
 
 /// Returns the names in a folder; of anything else, none.

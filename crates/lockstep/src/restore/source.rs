@@ -13,6 +13,7 @@ use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::receive::{self, Receiving};
 use super::{control, fold, parked, raw};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
@@ -20,6 +21,7 @@ use crate::process::Credentials;
 use crate::progress::Progress;
 use crate::refusal::Refusal;
 use crate::repository::image::ImageState;
+use crate::repository::kin::Kin;
 use crate::repository::tree::{Depth, ImageTree};
 use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::{Manifest, SetVolume};
@@ -70,6 +72,8 @@ pub(super) enum Source {
 pub(super) struct FromRepository {
     pub(super) repository: Repository,
     pub(super) shipped: Shipped,
+    /// The system identifiers of the set's cluster.
+    pub(super) kin: Kin,
     /// The dataset below which the volumes are received; `None` if they become folders.
     pub(super) parent: Option<DatasetName>,
     /// The parent doesn't exist yet.
@@ -109,14 +113,14 @@ impl Source {
         }
     }
 
-    /// Whether a system identifier is that of the set's cluster, or a former one: pg_upgrade gives a cluster a new
-    /// one.
+    /// Whether a system identifier is that of the set's cluster, or one that it had before or has had since:
+    /// pg_upgrade gives a cluster a new one.
     pub(super) fn is_cluster(&self, set: &Manifest, identifier: SystemIdentifier) -> bool {
-        let is_former = match self {
+        let is_kin = match self {
             Self::Snapshots => false,
-            Self::Repository(from) => from.shipped.formerly.contains(&identifier),
+            Self::Repository(from) => from.kin.has_identifier(identifier),
         };
-        is_former || set.postgres.system_identifier == identifier
+        is_kin || set.postgres.system_identifier == identifier
     }
 
     /// Returns what becomes holes.
@@ -135,13 +139,13 @@ impl Source {
     /// Returns what the existing datasets are rolled back to.
     pub(super) fn bases(
         &self,
-        zfs: &Zfs,
+        cx: &Context,
         placement: &Placement,
         there: &BTreeSet<DatasetName>,
     ) -> Result<BTreeMap<DatasetName, Base>> {
         match self {
             Self::Snapshots => Ok(BTreeMap::new()),
-            Self::Repository(from) => from.bases(zfs, placement, there),
+            Self::Repository(from) => from.bases(cx, placement, there),
         }
     }
 

@@ -19,7 +19,7 @@ use crate::error::{Error, Result};
 use crate::postgres::invalid_pages::IGNORE;
 use crate::postgres::server::Server;
 use crate::postgres::target::{Action, Recovery, Target};
-use crate::repository::{Repository, Shipped};
+use crate::repository::{Repository, Shipped, check_command};
 
 /// pg_control has 8 KiB.
 const MOST_OF_CONTROL: u64 = 64 << 10;
@@ -69,9 +69,10 @@ fn missed<'a>(only: &Only, mut folders: impl Iterator<Item = &'a str>) -> Result
         Some(folder) => Err(Error::failed(format!(
             "recovery found changes to pages in \"{folder}\" that don't exist, although these files are restored"
         ))
-        .with_hint(
-            "the set's files and the WAL don't belong together: does restore_command deliver another cluster's? `lockstep repo check --read-data` looks at the set; or restore another one",
-        )),
+        .with_hint(format!(
+            "the set's files and the WAL don't belong together: does restore_command deliver another cluster's? {} looks at the set; or restore another one",
+            check_command()
+        ))),
     }
 }
 

@@ -20,6 +20,7 @@ use pgfiles::timeline_history::TimelineHistory;
 use serde::{Deserialize, Serialize};
 
 use super::manifest::{Manifest, Switch};
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::refusal::Refusal;
 use crate::words;
@@ -235,8 +236,10 @@ impl LeftBehind {
     #[must_use]
     pub fn hint(&self) -> String {
         format!(
-            "does a host still back up a cluster that a failover or a restore has replaced? End its backups, or make it a standby (pg_rewind, `lockstep restore --standby`). If timeline {} is that of a copy and doesn't belong here, remove its sets: `lockstep prune --set {}`, with --repository NAME or --local",
-            self.to, self.newest
+            "does a host still back up a cluster that a failover or a restore has replaced? End its backups, or make it a standby (pg_rewind, `restore --standby`). If timeline {} is that of a copy and doesn't belong here, remove its sets: `{} prune --set {}`, with --repository NAME or --local",
+            self.to,
+            lockstep(),
+            self.newest
         )
     }
 

@@ -152,13 +152,23 @@ impl State {
     /// Whether another cluster of this state_dir has the set, or is taking or removing it.
     #[must_use]
     pub fn is_of_another_cluster(&self, set: &str) -> bool {
-        let journal = format!("{set}.json");
-        self.clusters().into_iter().flatten().flatten().any(|folder| {
-            folder != self.directory
-                && (folder.join("sets").join(set).join(MANIFEST).exists()
-                    || ["unfinished", "removals"]
-                        .iter()
-                        .any(|kind| folder.join(kind).join(&journal).exists()))
+        self.folders_with(set).any(|folder| folder != self.directory)
+    }
+
+    /// Returns the cluster of this state_dir that has the set, or is taking or removing it.
+    #[must_use]
+    pub fn cluster_with(&self, set: &SetId) -> Option<String> {
+        let folder = self.folders_with(set.as_str()).next()?;
+        Some(folder.file_name()?.to_string_lossy().into_owned())
+    }
+
+    fn folders_with(&self, set: &str) -> impl Iterator<Item = PathBuf> {
+        let (manifest, journal) =
+            (Path::new("sets").join(set).join(MANIFEST), format!("{set}.json"));
+        self.clusters().into_iter().flatten().flatten().filter(move |folder| {
+            let journals = ["unfinished", "removals"];
+            folder.join(&manifest).exists()
+                || journals.iter().any(|kind| folder.join(kind).join(&journal).exists())
         })
     }
 

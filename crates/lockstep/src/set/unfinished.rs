@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use super::journal::{self, BackupJournal, RemovalJournal};
 use super::removal;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::restore;
@@ -21,7 +21,10 @@ pub const COMPLETE: &str = "complete";
 /// The reason for keeping a set of which only its backup's journal exists.
 pub const NO_MANIFEST: &str = "it is marked complete, but this state_dir has no manifest of it (did state_dir come back from a copy?)";
 /// What to do about it.
-pub const ADOPT: &str = "`lockstep adopt` brings it back if a repository has it";
+#[must_use]
+pub fn adopt() -> String {
+    format!("`{} adopt` brings it back if a repository has it", lockstep())
+}
 
 /// Whether one of the snapshots of a begun backup is marked as belonging to a complete set: it gets that mark once
 /// the manifest exists.
@@ -58,7 +61,7 @@ pub fn remove(cx: &Context) -> Result<()> {
             let snapshots: Vec<_> = entry.datasets.iter().map(|d| d.snapshot(&name)).collect();
             cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| true)
         } else if is_marked_complete(cx, &entry)? {
-            tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {ADOPT}");
+            tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {}", adopt());
             Ok(true)
         } else {
             tracing::warn!(set = %entry.set, "removing what an unfinished backup left");

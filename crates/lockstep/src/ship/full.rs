@@ -6,11 +6,17 @@
 //! after it (`passing.rs`). The set's own files are compared before they are replaced. Manifests name raw segments
 //! with their whole chain, so these aren't replaced.
 
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::repository::Shipped;
 use crate::set::manifest::Manifest;
 
-const HINT: &str = "ship another set in full; `lockstep repo check` says which sets are whole";
+fn hint(repository: &str) -> String {
+    format!(
+        "ship another set in full; `{} repo check {repository}` says which sets are whole",
+        lockstep()
+    )
+}
 
 /// Checks that the set's manifest will fit after a full shipment.
 ///
@@ -23,7 +29,7 @@ pub(super) fn may_be_replaced(there: &Shipped, repository: &str) -> Result<()> {
             "set {} is in repository \"{repository}\" already, and \"{}\" is stored raw there: other sets need its segments as they are",
             there.manifest.set, volume.dataset
         ))
-        .with_hint(HINT)),
+        .with_hint(hint(repository))),
     }
 }
 
@@ -70,5 +76,5 @@ fn differs(there: &Shipped, repository: &str, what: &str) -> Error {
     Error::failed(format!(
         "set {set} is shipped in full to repository \"{repository}\", but its manifest there names {what}"
     ))
-    .with_hint(HINT)
+    .with_hint(hint(repository))
 }

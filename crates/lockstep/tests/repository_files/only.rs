@@ -293,3 +293,33 @@ fn a_vacuum_of_what_is_not_restored() {
         }
     }
 }
+
+/// A database that was created in a tablespace has everything there, even what it needs to be connected to.
+#[test]
+fn a_database_whose_own_tablespace_is_not_restored_is_named() {
+    let prepared = prepare(two_pools_four_datasets());
+    let cluster = &prepared.fixture.cluster;
+    cluster.execute(&["CREATE DATABASE within TABLESPACE ts2", "CREATE DATABASE partly"]);
+    for (database, tablespace) in [("within", "ts1"), ("partly", "ts2")] {
+        let table = format!("CREATE TABLE t TABLESPACE {tablespace} AS SELECT 1 AS n");
+        cluster.connect(database).batch_execute(&table).expect("a table can be made");
+    }
+    let set = prepared.lockstep.backup("label").id;
+    let to = prepared.fixture.target("only");
+    let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
+    let restored = prepared.lockstep.restore_and_start(&set, &to, &more);
+    let not_restored = json!({"databases": ["within"], "tablespaces": ["ts2"]});
+    assert_eq!(restored.json["not_restored"], not_restored);
+    let server = restored.server();
+    assert_eq!(server.value("partly", "SELECT count(*) FROM t"), "0");
+    server.execute(&["DROP DATABASE within"]);
+    server.stop(Stop::Fast);
+    fs::remove_dir_all(&to).expect("it can be removed");
+
+    let restore = [&["restore", &set, "--to", text(&to)], &more[..]].concat();
+    let both = [&restore[..], &["--only-database", "partly"]].concat();
+    let outcome = prepared.lockstep.expect(exit::DONE, &both);
+    for said in ["not restored: \"within\": DROP DATABASE", "tablespace \"ts2\""] {
+        assert!(outcome.stdout.contains(said), "{said}: {}", outcome.describe());
+    }
+}

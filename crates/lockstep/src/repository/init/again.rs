@@ -74,7 +74,7 @@ pub(super) fn format(
     if ids.is_empty() && !slots.is_empty() {
         return Err(Error::usage(
             format!("this host doesn't know the id of repository \"{name}\""),
-            "run it on a host that ships to it, or name it with --id: `lockstep repo init` and `lockstep repo list` have shown it",
+            "run it on a host that ships to it, or name it with --id: `repo init` and `repo list` have shown it",
         ));
     }
     let secret = source.read()?;
@@ -121,7 +121,7 @@ fn new_id(name: &str) -> Result<String> {
     let id = random_characters::<16>()?;
     tracing::warn!(
         repository = name,
-        "nobody here knows the id that the repository had, so it gets a new one, {id}; on other hosts that know the old one: `lockstep repo init {name} --instead-of OLD`"
+        "nobody here knows the id that the repository had, so it gets a new one, {id}; on other hosts that know the old one: `repo init NAME --instead-of OLD`"
     );
     Ok(id)
 }
