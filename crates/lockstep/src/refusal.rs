@@ -115,7 +115,7 @@ pub enum Refusal {
         dataset: String,
         /// Its free space, in bytes.
         available: u64,
-        /// `min_free_mib` in bytes.
+        /// `min_free_mib` in bytes, and on pg_wal's volume what two segments take.
         needed: u64,
     },
     /// There is no room for a snapshot because of a reservation.

@@ -4,7 +4,8 @@
 mod support;
 
 use support::checker::Checker;
-use support::cluster::Stop;
+use support::cluster::{Cluster, Stop};
+use support::command::{as_postgres, must};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
@@ -246,6 +247,56 @@ fn what_pg_hba_conf_includes_is_in_the_set() {
     let words = ["pg_ident.conf is", "so it isn't in the set", "which", "includes, isn't there"];
     assert!(words.iter().all(|words| taken.stderr.contains(words)), "{}", taken.describe());
     fixture.discard_restored(&to, &set);
+}
+
+/// A stopped server doesn't say where its configuration is. With an in-place tablespace and a prepared transaction,
+/// PostgreSQL's defaults wouldn't even recover; and after pg_resetwal pg_control doesn't say how many there may be.
+#[test]
+fn a_cold_set_has_the_configuration_that_lies_elsewhere() {
+    let layout = two_pools_four_datasets().setting("allow_in_place_tablespaces", "on");
+    let fixture = Fixture::new(layout.setting("max_prepared_transactions", "3"));
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    cluster.execute(&[
+        "CREATE TABLESPACE inside LOCATION ''",
+        "CREATE TABLE there TABLESPACE inside AS SELECT 7 AS n",
+    ]);
+    cluster.execute(&["BEGIN", "INSERT INTO there VALUES (8)", "PREPARE TRANSACTION 'open'"]);
+    cluster.stop(Stop::Fast);
+    let etc = fixture.owned("etc");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        must(as_postgres("mv", ["-t"]).args([&etc, &cluster.data.join(name)]));
+    }
+    let conf = etc.join("postgresql.conf");
+    let text = std::fs::read_to_string(&conf).expect("it is there");
+    let data = cluster.data.display();
+    std::fs::write(&conf, format!("{text}\ndata_directory = '{data}'\nwork_mem = '7MB'\n"))
+        .expect("the test may");
+    let elsewhere = Cluster { data: etc, ..cluster.clone() };
+
+    let reset = cluster.bin.join("pg_resetwal");
+    must(as_postgres(reset, ["-D"]).arg(&cluster.data));
+    let restored = |set: &str, name: &str, work_mem: &str| {
+        let to = fixture.target(name);
+        let restored = lockstep.restore_and_start(set, &to, &[]);
+        let server = restored.server();
+        assert_eq!(server.value("postgres", "SHOW work_mem"), work_mem);
+        server.execute(&["COMMIT PREPARED 'open'"]);
+        assert_eq!(server.value("postgres", "SELECT sum(n) FROM there"), "15");
+        server.stop(Stop::Fast);
+        fixture.discard_restored(&to, set);
+    };
+    let first = lockstep.expect(exit::PROBLEMS, &["--json", "backup"]);
+    assert!(first.stderr.contains("the set has no configuration"), "{}", first.describe());
+    restored(&Set::of(&json_of(&first)).id, "without", "4MB");
+
+    elsewhere.start();
+    let live = lockstep.backup("label").id;
+    elsewhere.stop(Stop::Fast);
+    let second = lockstep.expect(exit::DONE, &["--json", "backup"]);
+    let words = format!("the set has the configuration of set {live}");
+    assert!(second.stderr.contains(&words), "{}", second.describe());
+    restored(&Set::of(&json_of(&second)).id, "with", "7MB");
+    assert_clean(&fixture);
 }
 
 /// Takes a set, and makes changes while its first try is held at this step.

@@ -20,6 +20,7 @@ use crate::refusal::Refusal;
 use crate::set::manifest::{
     Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION, WalStored, hash_file,
 };
+use crate::set::state::read_file_of;
 use crate::set::unfinished::COMPLETE;
 use crate::volume::zfs::SnapshotName;
 
@@ -66,6 +67,14 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
         .collect()
 }
 
+/// The configuration that is kept with the manifest if it is outside the data directory.
+const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+/// Returns the name of a configuration file in the set.
+fn in_set(name: &str) -> String {
+    format!("config/{name}")
+}
+
 /// Writes the files that belong to the manifest, and hashes them.
 pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> {
     let directory = attempt.cx.state.set_directory(&attempt.set);
@@ -87,9 +96,7 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
         WalStored::Snapshot => &attempt.wal.fetched,
     };
     names.extend(beside.iter().map(|segment| format!("wal/{segment}")));
-    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
-        names.push(format!("config/{name}"));
-    }
+    names.extend(CONFIGURATION.map(in_set));
     let mut all = BTreeMap::new();
     for name in names {
         let path = directory.join(&name);
@@ -103,7 +110,9 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
 /// Keeps the configuration with the manifest if it is outside the data directory: Debian has it in /etc, where no
 /// snapshot includes it.
 fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
-    let Ok(server) = &attempt.survey.facts.server else { return Ok(()) };
+    let Ok(server) = &attempt.survey.facts.server else {
+        return keep_earlier_configuration(attempt, directory);
+    };
     let data = &server.data_directory;
     let paths = server.config_files.clone();
     let outside = |path: &Path| !path.as_os_str().is_empty() && !path.starts_with(data);
@@ -143,6 +152,35 @@ fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
         files::create_directories(&config)?;
     }
     kept.iter().try_for_each(|(name, bytes)| files::publish(&config.join(name), bytes))
+}
+
+/// Keeps the configuration that the newest set of this cluster has, if it lies outside the data directory and there is
+/// no server to say where.
+fn keep_earlier_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
+    if attempt.cx.cluster.data_directory.join("postgresql.conf").exists() {
+        return Ok(());
+    }
+    let (state, own) = (&attempt.cx.state, attempt.survey.facts.control.system_identifier);
+    let (sets, _) = state.sets()?;
+    let has_it = |set: &&Manifest| {
+        set.postgres.system_identifier == own && set.files.contains_key(&in_set(CONFIGURATION[0]))
+    };
+    let newest = sets.iter().rev().find(has_it);
+    if let Some(earlier) = newest {
+        files::create_directories(&directory.join("config"))?;
+        let there = CONFIGURATION.map(in_set).into_iter();
+        for name in there.filter(|name| earlier.files.contains_key(name)) {
+            let bytes = read_file_of(&state.set_directory(&earlier.set), earlier, &name)?;
+            files::publish(&directory.join(name), &bytes)?;
+        }
+    }
+    let warning = warnings::no_configuration(newest.map(|set| set.set.as_str()));
+    match newest {
+        Some(_) => tracing::warn!("{}: {}", warning.what, warning.hint),
+        None => tracing::error!("{}: {}", warning.what, warning.hint),
+    }
+    attempt.plan.warnings.push(warning);
+    Ok(())
 }
 
 /// Renders the settings as one file, without includes, and without settings that point at the old places.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use pgfiles::control_file::{ControlFile, DbState};
 use pgfiles::lsn::SystemIdentifier;
 
-use super::layout::Layout;
+use super::layout::{Layout, Volume};
 use crate::config::CheckpointMode;
 
 /// Everything that a plan is based on.
@@ -38,6 +38,18 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Returns the space that a volume must have left, in bytes. On pg_wal's volume a primary needs more: pg_backup_start
+    /// and pg_backup_stop each begin a segment, which is written in full, and the snapshot keeps those before.
+    #[must_use]
+    pub fn space_needed(&self, volume: &Volume) -> u64 {
+        let wal = self.layout.wal_volume().and_then(|at| self.layout.volumes.get(at));
+        let has_wal = wal.is_some_and(|wal| wal.dataset == volume.dataset);
+        let switches = has_wal && self.min_free > 0 && !self.is_shut_down() && !self.is_standby();
+        let segments =
+            if switches { 2 * u64::from(self.control.wal_segment_size.bytes()) } else { 0 };
+        self.min_free.saturating_add(segments)
+    }
+
     /// The cluster is shut down: no server runs on it, and pg_control says that it ended cleanly.
     #[must_use]
     pub fn is_shut_down(&self) -> bool {

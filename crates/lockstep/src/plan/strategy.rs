@@ -157,11 +157,12 @@ fn check_place(facts: &Facts) -> Result<(), Refusal> {
                 part: nested.part.clone(),
             });
         }
-        if volume.available < facts.min_free {
+        let needed = facts.space_needed(volume);
+        if volume.available < needed {
             return Err(Refusal::NoSpace {
                 dataset: volume.dataset.to_string(),
                 available: volume.available,
-                needed: facts.min_free,
+                needed,
             });
         }
         if let Some(Reserved { needed, left }) = volume.lacking {

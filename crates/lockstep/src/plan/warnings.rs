@@ -125,6 +125,24 @@ pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
     )
 }
 
+/// Warns that a set that was taken without a connection has no postgresql.conf of its own: it lies outside the data
+/// directory, where only the server says.
+#[must_use]
+pub fn no_configuration(taken_from: Option<&str>) -> Warning {
+    match taken_from {
+        Some(set) => warning(
+            format!(
+                "postgresql.conf lies outside the data directory, and without a connection nobody says where: the set has the configuration of set {set}"
+            ),
+            "changes that were made since aren't in it",
+        ),
+        None => problem(
+            "postgresql.conf lies outside the data directory, and without a connection nobody says where: the set has no configuration",
+            "a restore of it runs with PostgreSQL's defaults; take a set while the server runs and can be connected to: later ones then have its configuration",
+        ),
+    }
+}
+
 /// The hint for another server that answers for a cluster that is shut down.
 pub const ANOTHER_SERVER: &str = "was the cluster upgraded or moved? then set data_directory (and bin_dir) to where it is now; where this one is kept as it is, take host out, or set strategy = \"cold\"";
 
@@ -243,7 +261,7 @@ fn layout(facts: &Facts) -> Vec<Warning> {
 /// Warns of volumes that have little space left, but more than a backup insists on.
 #[must_use]
 pub fn low_space(facts: &Facts) -> Vec<Warning> {
-    let is_low = |volume: &&Volume| volume.available < facts.min_free.saturating_mul(4);
+    let is_low = |volume: &&Volume| volume.available < facts.space_needed(volume).saturating_mul(4);
     let low = facts.layout.volumes.iter().filter(is_low);
     low.map(|volume| {
         warning(

@@ -16,6 +16,7 @@ use super::{Problem, Restored, behind, control, fetched, standby, tree, unfinish
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::Isolation;
+use crate::names::is_number;
 use crate::postgres::invalid_pages::IGNORE;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Recovery, Target};
@@ -55,6 +56,9 @@ pub(super) fn start(
         // With hot_standby on, recovery pauses at a setting that the original raised meanwhile.
         options.push(("hot_standby".into(), "off".into()));
     }
+    if has_in_place_tablespaces(&data)? {
+        options.push(("allow_in_place_tablespaces".into(), "on".into()));
+    }
     if build.request.what.is_a_part() {
         options.push((IGNORE.to_owned(), "on".to_owned()));
     }
@@ -91,6 +95,16 @@ pub(super) fn start(
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())
+}
+
+/// Whether pg_tblspc has folders in place of links: recovery ends with a PANIC at one unless the setting allows them,
+/// which an original that has them knows (CheckTablespaceDirectory in xlogrecovery.c).
+fn has_in_place_tablespaces(data: &Path) -> Result<bool> {
+    let is_one = |path: &PathBuf| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(is_number) && path.symlink_metadata().is_ok_and(|found| found.is_dir())
+    };
+    Ok(tree::list(&data.join("pg_tblspc"))?.iter().any(is_one))
 }
 
 /// Waits until recovery is where it should end. If something stops it that another start resolves, starts it again.

@@ -312,6 +312,11 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
             );
             b"# written by lockstep restore: the set had none\nlocal all all peer\n".to_vec()
         } else {
+            if name == "postgresql.conf" {
+                tracing::warn!(
+                    "the set has no postgresql.conf: the restored cluster runs with PostgreSQL's defaults, and with what --setting gives it"
+                );
+            }
             b"# written by lockstep restore: the set had none\n".to_vec()
         };
         files::write_owned(&path, &bytes, owner)?;

@@ -1,5 +1,7 @@
 //! Settings that the original raised after the set was taken: recovery can't continue with less.
 
+use std::path::Path;
+
 use pgfiles::control_file::ControlFile;
 
 use super::has_said;
@@ -16,6 +18,7 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
         && let Ok(now) = control::read(&build.placement.data)
     {
         lower.extend(raised_meanwhile(before, &now, server.said()));
+        lower.extend(prepared(&build.placement.data));
     }
     let mut is_new = false;
     for LowerSetting { name, needed } in lower {
@@ -37,11 +40,12 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
 const RAN_OUT: [&str; 2] =
     ["maximum number of prepared transactions reached", "out of shared memory"];
 
+const PREPARED: &str = "max_prepared_transactions";
+
 /// Returns the settings that the original raised in the replayed WAL, according to pg_control
 /// (XLOG_PARAMETER_CHANGE). If room for prepared transactions is lacking, also the original's value from the
 /// beginning, if the server says that it has less.
 fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) -> Vec<LowerSetting> {
-    const PREPARED: &str = "max_prepared_transactions";
     let of = |control: &ControlFile| {
         [
             ("max_connections", control.max_connections),
@@ -63,6 +67,14 @@ fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) ->
             Some(LowerSetting { name: name.to_owned(), needed: u32::try_from(now).ok()? })
         })
         .collect()
+}
+
+/// Returns the room that the prepared transactions in pg_twophase need: after pg_resetwal pg_control doesn't say what the
+/// original had (RewriteControlFile in pg_resetwal.c writes 0).
+fn prepared(data: &Path) -> Option<LowerSetting> {
+    let count = std::fs::read_dir(data.join("pg_twophase")).ok()?.count();
+    let needed = u32::try_from(count).ok().filter(|count| *count > 0)?;
+    Some(LowerSetting { name: PREPARED.to_owned(), needed })
 }
 
 #[cfg(test)]
