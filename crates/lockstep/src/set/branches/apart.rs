@@ -89,7 +89,7 @@ impl Primary {
     fn is_older(&self, other: &Self) -> Option<bool> {
         let (one, two) = (self.snapshot.as_ref()?, other.snapshot.as_ref()?);
         let is_of_one_pool = self.owner == other.owner && one.pool == two.pool;
-        (is_of_one_pool && one.createtxg != two.createtxg).then(|| one.createtxg < two.createtxg)
+        (is_of_one_pool && one.createtxg != two.createtxg).then_some(one.createtxg < two.createtxg)
     }
 }
 
