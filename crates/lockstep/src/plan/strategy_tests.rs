@@ -5,6 +5,7 @@ use pgfiles::control_file::DbState;
 use std::path::PathBuf;
 
 use pgfiles::control_file::ControlFile;
+use pgfiles::wal_name::WalSegmentSize;
 
 use super::*;
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
@@ -441,15 +442,18 @@ fn no_strategy_goes_over_a_full_pool_or_a_hidden_mount() {
         );
     }
     // Each of pg_backup_start and pg_backup_stop may begin a segment.
-    let large = |left| {
-        with(space(left), |facts| facts.control.wal_segment_size = WalSegmentSize::MAX)
-    };
+    let large =
+        |left| with(space(left), |facts| facts.control.wal_segment_size = WalSegmentSize::MAX);
     let needed = (256 << 20) + (2 << 30);
     for ask in [Ask::Auto, Ask::Label, Ask::Ordered] {
         refused(&large(needed - 1), ask, &["\"t/wal\"", &needed.to_string()]);
     }
-    assert!(large(needed).space_needed(&large(needed).layout.volumes[0]) == 256 << 20);
-    planned(&large(needed), Ask::Label, LABEL_TOGETHER);
+    assert!(choose(&large(needed), Ask::Label).is_ok());
+    let cold = with(stopped(together(), DbState::ShutDowned), |facts| {
+        facts.control.wal_segment_size = WalSegmentSize::MAX;
+        facts.layout.volumes[1].available = 256 << 20;
+    });
+    assert!(choose(&cold, Ask::Cold).is_ok(), "nothing begins a segment");
     let reserved = |own: u64| {
         with(primary(together()), |facts| {
             let lacking = Reserved::lacking(10 << 30, (10 << 30) - own, (11 << 30) - own);
