@@ -339,7 +339,8 @@ pub fn none_fits(name: &str, format: &Format, slots: &[Slot]) -> Error {
         format.id
     ))
     .with_hint(format!(
-        "was another repository's {PATH} or {FOLDER}/ put there? Put the right one back from a copy of the repository; if there is none of {PATH}, `lockstep repo init {name} --again` makes it again from what is there"
+        "was another repository's {PATH} or {FOLDER}/ put there? Put the right one back from a copy of the repository; if there is none of {PATH}, `{} repo init {name} --again` makes it again from what is there",
+        lockstep()
     ))
 }
 
