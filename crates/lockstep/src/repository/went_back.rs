@@ -234,8 +234,8 @@ fn without_what_is_there(repository: &Repository, mut note: Note) -> Result<Note
 /// Returns the sets that this host shipped or saw there, and that aren't there, now that the storage went back.
 ///
 /// Another host may have pruned some of them. A storage that went back lost its newest sets, and a prune keeps the
-/// newest. So a set that was noted as shipped counts if it was shipped after all that are left, and one that was seen if it is
-/// younger than those that are left of what was seen. If none of these is left, it has to be younger than all.
+/// newest. So a set that was noted as shipped counts if it was shipped after all that are left, and one that was seen
+/// if it is younger than those that are left of what was seen. If none of these is left, it has to be younger than all.
 fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     let (name, id) = (&repository.name, &repository.id);
     let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
