@@ -38,8 +38,9 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// Returns the space that a volume must have left, in bytes. On pg_wal's volume a primary needs more: pg_backup_start
-    /// and pg_backup_stop each begin a segment, which is written in full, and the snapshot keeps those before.
+    /// Returns the space that a volume must have left, in bytes. On pg_wal's volume a primary needs more:
+    /// pg_backup_start and pg_backup_stop each begin a segment, which is written in full, and the snapshot keeps those
+    /// before.
     #[must_use]
     pub fn space_needed(&self, volume: &Volume) -> u64 {
         let wal = self.layout.wal_volume().and_then(|at| self.layout.volumes.get(at));

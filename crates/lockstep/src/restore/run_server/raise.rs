@@ -69,8 +69,8 @@ fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) ->
         .collect()
 }
 
-/// Returns the room that the prepared transactions in pg_twophase need: after pg_resetwal pg_control doesn't say what the
-/// original had (RewriteControlFile in pg_resetwal.c writes 0).
+/// Returns the room that the prepared transactions in pg_twophase need: after pg_resetwal pg_control doesn't say what
+/// the original had (RewriteControlFile in pg_resetwal.c writes 0).
 fn prepared(data: &Path) -> Option<LowerSetting> {
     let count = std::fs::read_dir(data.join("pg_twophase")).ok()?.count();
     let needed = u32::try_from(count).ok().filter(|count| *count > 0)?;
