@@ -18,7 +18,9 @@ pub(super) fn raise(build: &mut Build, server: &Server, before: &ControlFile) ->
         && let Ok(now) = control::read(&build.placement.data)
     {
         lower.extend(raised_meanwhile(before, &now, server.said()));
-        lower.extend(prepared(&build.placement.data));
+        if lower.iter().all(|setting| setting.name != PREPARED) {
+            lower.extend(prepared(&build.placement.data, server.said()));
+        }
     }
     let mut is_new = false;
     for LowerSetting { name, needed } in lower {
@@ -55,9 +57,7 @@ fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) ->
             ("max_locks_per_transaction", control.max_locks_per_transaction),
         ]
     };
-    let hint = said.iter().rev().find(|line| line.contains(PREPARED));
-    let current = hint
-        .and_then(|line| line.split_once("(currently ")?.1.split_once(')')?.0.parse::<i32>().ok());
+    let current = current(said);
     let pairs = of(before).into_iter().zip(of(now));
     let raised = pairs.filter(|((name, before), (_, now))| {
         now > before || *name == PREPARED && current.is_some_and(|current| *now > current)
@@ -69,11 +69,18 @@ fn raised_meanwhile(before: &ControlFile, now: &ControlFile, said: &[String]) ->
         .collect()
 }
 
-/// Returns the room that the prepared transactions in pg_twophase need: after pg_resetwal pg_control doesn't say what
-/// the original had (RewriteControlFile in pg_resetwal.c writes 0).
-fn prepared(data: &Path) -> Option<LowerSetting> {
+/// Returns the value of max_prepared_transactions that the server said was too low.
+fn current(said: &[String]) -> Option<i32> {
+    let hint = said.iter().rev().find(|line| line.contains(PREPARED))?;
+    hint.split_once("(currently ")?.1.split_once(')')?.0.parse().ok()
+}
+
+/// Returns the room that the prepared transactions in pg_twophase need, if the server says that it has less: after
+/// pg_resetwal pg_control doesn't say what the original had (RewriteControlFile in pg_resetwal.c writes 0).
+fn prepared(data: &Path, said: &[String]) -> Option<LowerSetting> {
+    let current = u32::try_from(current(said)?).ok()?;
     let count = std::fs::read_dir(data.join("pg_twophase")).ok()?.count();
-    let needed = u32::try_from(count).ok().filter(|count| *count > 0)?;
+    let needed = u32::try_from(count).ok().filter(|count| *count > current)?;
     Some(LowerSetting { name: PREPARED.to_owned(), needed })
 }
 
@@ -108,5 +115,21 @@ mod tests {
         let raised = raised_meanwhile(&before, &same, &[hint]);
         assert_eq!((raised.len(), raised[0].needed), (1, 5));
         assert!(raised_meanwhile(&before, &same, &[]).is_empty());
+    }
+
+    #[test]
+    fn what_is_prepared_needs_room() {
+        let data = tempfile::tempdir().unwrap();
+        let said = |current: u32| {
+            [format!("t [7] HINT:  Increase \"max_prepared_transactions\" (currently {current}).")]
+        };
+        assert_eq!(prepared(data.path(), &said(0)), None);
+        std::fs::create_dir(data.path().join("pg_twophase")).unwrap();
+        for name in ["000002EA", "000002EB"] {
+            std::fs::write(data.path().join("pg_twophase").join(name), b"").unwrap();
+        }
+        assert_eq!(prepared(data.path(), &said(0)).map(|it| it.needed), Some(2));
+        assert_eq!(prepared(data.path(), &said(2)), None, "it ran out of room for later ones");
+        assert_eq!(prepared(data.path(), &[]), None);
     }
 }
