@@ -472,7 +472,7 @@ fn no_strategy_goes_over_a_full_pool_or_a_hidden_mount() {
     assert!(choose(&reserved(1 << 30), Ask::Auto).is_ok());
     assert_eq!(Reserved::lacking(0, 0, 0), None, "nothing is reserved");
     assert!(choose(&nested(true), Ask::Auto).is_ok());
-    assert!(choose(&space(256 << 20), Ask::Auto).is_ok());
+    assert!(choose(&space((256 + 2 * 16) << 20), Ask::Auto).is_ok());
 }
 
 /// Checks every plan that can be made against the rules of consistency.
