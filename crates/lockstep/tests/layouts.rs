@@ -279,9 +279,14 @@ fn a_cold_set_has_the_configuration_that_lies_elsewhere() {
         let to = fixture.target(name);
         let restored = lockstep.restore_and_start(set, &to, &[]);
         let server = restored.server();
-        assert_eq!(server.value("postgres", "SHOW work_mem"), work_mem);
-        server.execute(&["COMMIT PREPARED 'open'"]);
-        assert_eq!(server.value("postgres", "SELECT sum(n) FROM there"), "15");
+        // Without a pg_hba.conf only the server's user is let in.
+        let ask = |statement: &str| {
+            let psql = ["-X", "-A", "-t", "-c", statement, "postgres"];
+            must(&mut server.tool("psql", psql)).trim_end().to_owned()
+        };
+        assert_eq!(ask("SHOW work_mem"), work_mem);
+        ask("COMMIT PREPARED 'open'");
+        assert_eq!(ask("SELECT sum(n) FROM there"), "15");
         server.stop(Stop::Fast);
         fixture.discard_restored(&to, set);
     };
