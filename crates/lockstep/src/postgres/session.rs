@@ -252,6 +252,8 @@ fn refused(what: &str, error: postgres::Error) -> Error {
             }
             .into()
         }
+        None if error.is_closed() => Error::sql(what, error)
+            .with_hint("the server or this connection ended: the server's log says why. Is a file system full?"),
         _ => Error::sql(what, error),
     }
 }
