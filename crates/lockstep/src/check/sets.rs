@@ -458,6 +458,9 @@ pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<Stri
     found
 }
 
+/// How somebody is rid of a snapshot that no state_dir has a set for.
+const BY_HAND: &str = "zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT";
+
 fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {
     let id = &set.manifest.set;
     if let Some(old) = too_old(&set.manifest, max_age, now) {
@@ -493,18 +496,19 @@ pub(super) fn strangers(found: Vec<Tagged>, owner: &str) -> Vec<Finding> {
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         let named: Vec<_> = names.iter().take(NAMED).map(String::as_str).collect();
         let word = if names.len() == 1 { "snapshot" } else { "snapshots" };
+        let lockstep = lockstep();
         let (what, hint) = match is_ours {
             true if is_begun => (
                 "was begun by this state_dir and never complete, its journal is gone,",
-                "what a killed backup left, of no use to anybody: zfs destroy SNAPSHOT (one that is held: zfs release lockstep SNAPSHOT before)",
+                "what a killed backup left, of no use to anybody: zfs destroy SNAPSHOT (one that is held: zfs release lockstep SNAPSHOT before)".to_owned(),
             ),
             true => (
                 "was taken by this state_dir, which has no manifest of it any more,",
-                "its manifest was lost, or it was given up. Where a repository has the set, `adopt` takes it up again. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                format!("its manifest was lost, or it was given up. Where a repository has the set, `{lockstep} adopt` takes it up again. If nobody needs it: {BY_HAND}"),
             ),
             false => (
                 "isn't one of this state_dir,",
-                "another host's, or that of a state_dir that was lost: where its owner is still there, `prune` there removes it; else `adopt` takes up what a repository has. If nobody needs it: zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT",
+                format!("another host's, or that of a state_dir that was lost: where its owner is still there, `prune` there removes it; else `{lockstep} adopt` takes up what a repository has. If nobody needs it: {BY_HAND}"),
             ),
         };
         let named = named.join(", ");
