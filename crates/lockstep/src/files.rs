@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
@@ -151,6 +151,16 @@ pub fn create_open_directories(path: &Path) -> Result<()> {
         fs::set_permissions(path, open).map_err(Error::io("chmod", path))?;
     }
     Ok(())
+}
+
+/// Whether two paths lead to one and the same file or folder. What can't be looked at isn't.
+#[must_use]
+pub fn are_one(one: &Path, other: &Path) -> bool {
+    let identity = |path: &Path| fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    match (identity(one), identity(other)) {
+        (Ok(one), Ok(other)) => one == other,
+        _ => false,
+    }
 }
 
 /// Removes a file; a missing one is fine.

@@ -521,6 +521,15 @@ pub fn end_group(child: &mut Child) -> std::io::Result<ExitStatus> {
     child.wait()
 }
 
+/// Returns the ids of this host's processes, as far as /proc shows them.
+///
+/// # Errors
+/// When /proc can't be listed.
+pub fn ids() -> std::io::Result<impl Iterator<Item = u32>> {
+    let all = std::fs::read_dir("/proc")?.flatten();
+    Ok(all.filter_map(|entry| entry.file_name().to_str()?.parse().ok()))
+}
+
 /// Returns the end of what a program printed into a file, verbatim except for invalid UTF-8.
 #[must_use]
 pub fn tail_of(path: &Path) -> String {

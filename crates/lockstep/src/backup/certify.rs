@@ -18,7 +18,8 @@ use crate::postgres::wal::{self, WalIdentity};
 use crate::postgres::{connection, hba};
 use crate::refusal::Refusal;
 use crate::set::manifest::{
-    Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION, WalStored, hash_file,
+    CONFIGURATION, Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION,
+    WalStored, hash_file, of_configuration,
 };
 use crate::set::state::read_file_of;
 use crate::set::unfinished::COMPLETE;
@@ -67,14 +68,6 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
         .collect()
 }
 
-/// The configuration that is kept with the manifest if it is outside the data directory.
-const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
-
-/// Returns the name of a configuration file in the set.
-fn in_set(name: &str) -> String {
-    format!("config/{name}")
-}
-
 /// Writes the files that belong to the manifest, and hashes them.
 pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> {
     let directory = attempt.cx.state.set_directory(&attempt.set);
@@ -96,7 +89,7 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
         WalStored::Snapshot => &attempt.wal.fetched,
     };
     names.extend(beside.iter().map(|segment| format!("wal/{segment}")));
-    names.extend(CONFIGURATION.map(in_set));
+    names.extend(CONFIGURATION.map(of_configuration));
     let mut all = BTreeMap::new();
     for name in names {
         let path = directory.join(&name);
@@ -163,12 +156,13 @@ fn keep_earlier_configuration(attempt: &mut Attempt, directory: &Path) -> Result
     let (state, own) = (&attempt.cx.state, attempt.survey.facts.control.system_identifier);
     let (sets, _) = state.sets()?;
     let has_it = |set: &&Manifest| {
-        set.postgres.system_identifier == own && set.files.contains_key(&in_set(CONFIGURATION[0]))
+        set.postgres.system_identifier == own
+            && set.files.contains_key(&of_configuration(CONFIGURATION[0]))
     };
     let newest = sets.iter().rev().find(has_it);
     if let Some(earlier) = newest {
         files::create_directories(&directory.join("config"))?;
-        let there = CONFIGURATION.map(in_set).into_iter();
+        let there = CONFIGURATION.map(of_configuration).into_iter();
         for name in there.filter(|name| earlier.files.contains_key(name)) {
             let bytes = read_file_of(&state.set_directory(&earlier.set), earlier, &name)?;
             files::publish(&directory.join(name), &bytes)?;

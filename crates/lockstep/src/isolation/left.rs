@@ -10,6 +10,7 @@ use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use crate::process;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::DatasetName;
 
@@ -52,7 +53,12 @@ impl Namespace {
     /// Returns the processes in it.
     #[must_use]
     pub fn processes(self) -> Vec<Left> {
-        processes().filter(|pid| Self::of(*pid) == Some(self)).map(left).collect()
+        process::ids()
+            .into_iter()
+            .flatten()
+            .filter(|pid| Self::of(*pid) == Some(self))
+            .map(left)
+            .collect()
     }
 }
 
@@ -60,7 +66,7 @@ impl Namespace {
 #[must_use]
 pub fn with_mounted(datasets: &[DatasetName]) -> Vec<Left> {
     let mut by_namespace: BTreeMap<Namespace, Vec<u32>> = BTreeMap::new();
-    for pid in processes() {
+    for pid in process::ids().into_iter().flatten() {
         if let Some(namespace) = Namespace::of(pid) {
             by_namespace.entry(namespace).or_default().push(pid);
         }
@@ -75,11 +81,6 @@ pub fn with_mounted(datasets: &[DatasetName]) -> Vec<Left> {
     };
     let found = by_namespace.into_values().filter(has_one).flatten();
     found.map(left).collect()
-}
-
-fn processes() -> impl Iterator<Item = u32> {
-    let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    all.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
 fn left(pid: u32) -> Left {

@@ -13,7 +13,7 @@ use super::room;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation;
-use crate::process::Program;
+use crate::process::{self, Program};
 use crate::restore;
 use crate::steps;
 use crate::words::bytes;
@@ -117,14 +117,10 @@ fn ended(program: &Program, status: ExitStatus, log: &Path) -> Result<()> {
 /// Ends programs that still fill the mirror for a Lockstep that was killed.
 pub(super) fn end_fillers(record: &Record) {
     let folder = record.run_directory();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    for entry in processes {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let works_there =
-            std::fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == folder);
-        if let (true, Some(pid)) = (works_there, Pid::from_raw(pid)) {
+    for pid in process::ids().into_iter().flatten() {
+        let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"));
+        let works_there = cwd.is_ok_and(|cwd| cwd == folder);
+        if let (true, Some(pid)) = (works_there, Pid::from_raw(pid.cast_signed())) {
             tracing::warn!(
                 pid = pid.as_raw_nonzero().get(),
                 "ending what a killed command left running"

@@ -4,11 +4,12 @@
 //! configuration doesn't name that server's cluster.
 
 use std::collections::BTreeMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
+use crate::files;
 use crate::postgres::instance;
+use crate::process;
 use crate::volume::discover::PartPath;
 use crate::volume::zfs::Zfs;
 
@@ -40,8 +41,7 @@ pub fn all(zfs: &Zfs) -> Result<Vec<Running>> {
 
 /// Returns the processes of PostgreSQL.
 pub(super) fn processes() -> Result<impl Iterator<Item = u32>> {
-    let all = std::fs::read_dir("/proc").map_err(Error::io("list", "/proc"))?.flatten();
-    let all = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let all = process::ids().map_err(Error::io("list", "/proc"))?;
     Ok(all.filter(|pid| is_postgres(*pid)))
 }
 
@@ -65,10 +65,6 @@ impl Running {
 
 /// Whether a process sees the same folder at this path.
 fn is_the_same(pid: u32, path: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
     let Ok(below) = path.strip_prefix("/") else { return false };
-    match (identity(&Path::new(&format!("/proc/{pid}/root")).join(below)), identity(path)) {
-        (Ok(there), Ok(here)) => there == here,
-        _ => false,
-    }
+    files::are_one(&Path::new(&format!("/proc/{pid}/root")).join(below), path)
 }

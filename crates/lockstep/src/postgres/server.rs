@@ -428,11 +428,7 @@ fn signal(pid: i32, how: Stop) {
 /// Whether the working directory of the process is `data`: its pid may have been reused since.
 #[must_use]
 pub fn runs_in(pid: i32, data: &Path) -> bool {
-    let identity = |path: &Path| std::fs::metadata(path).map(|m| (m.dev(), m.ino()));
-    match (identity(Path::new(&format!("/proc/{pid}/cwd"))), identity(data)) {
-        (Ok(process), Ok(data)) => process == data,
-        _ => false,
-    }
+    files::are_one(Path::new(&format!("/proc/{pid}/cwd")), data)
 }
 
 /// The process of the server that runs `data`. After a crash of the machine, the number in postmaster.pid may belong

@@ -4,7 +4,6 @@
 //! that a restorable set could have. It is removed when its time has come.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Display;
 
 use jiff::Timestamp;
 
@@ -63,7 +62,7 @@ pub(super) fn prune(
     let whole = decide(&|facts, set| facts.broken(set).is_none());
     let all = decide(&|_, _| true);
     let mut plan = facts.plan(&whole, &all, &named);
-    facts.add_begun(&mut plan, &named, request.dry_run);
+    plan.problems.extend(facts.cut_off(&named, request.dry_run));
     plan.insist_on(&named)?;
     let is_going = |(set, _): &&(String, Reason)| plan.removed().any(|going| going == set);
     for (set, why) in facts.shipped.iter().filter(is_going) {
@@ -126,7 +125,7 @@ fn away_in_words(set: &SetId, pool: &str, why: Away) -> String {
 }
 
 /// Reports a snapshot that isn't removed with its set.
-fn tell_given_up(set: &impl Display, snapshot: &SnapshotName, why: Away) {
+fn tell_given_up(set: &str, snapshot: &SnapshotName, why: Away) {
     tracing::warn!(
         "set {set} is given up: pool \"{}\" {}, and still has \"{snapshot}\" if it comes back",
         snapshot.dataset.pool(),
@@ -175,7 +174,7 @@ impl Facts {
             owner: cx.state.owner().to_owned(),
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
-            begun: removal::cut_off(cx)?,
+            begun: Vec::new(),
             unread: BTreeMap::new(),
             standing,
             moved: BTreeMap::new(),
@@ -236,6 +235,7 @@ impl Facts {
     /// The same, with what concerns repositories.
     fn take(cx: &Context, asked: &[Asked]) -> Result<Self> {
         let mut facts = Self::look(cx)?;
+        facts.begun = removal::cut_off(cx)?;
         facts.find_moved(cx)?;
         facts.find_shipped(cx)?;
         facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
@@ -354,7 +354,12 @@ impl Facts {
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes) {
             let Some(why) = self.away(volume) else { continue };
-            tell_given_up(&id, &volume.snapshot, why);
+            tell_given_up(id, &volume.snapshot, why);
+        }
+        for begun in self.begun.iter().filter(|begun| begun.set().as_str() == id) {
+            for (dataset, why) in &begun.waits_for {
+                tell_given_up(id, &dataset.snapshot(&begun.set().snapshot_name()), *why);
+            }
         }
         let set = self.sets.iter().filter(|set| set.set.as_str() == id);
         for volume in set.flat_map(|set| &set.volumes) {
@@ -366,29 +371,22 @@ impl Facts {
         }
     }
 
-    /// Adds the removals that were cut off. One that is `named` is finished without what it waits for.
-    fn add_begun(&self, plan: &mut Plan, named: &[String], is_dry_run: bool) {
-        for cut_off in &self.begun {
-            let (set, waits_for) = (cut_off.set(), &cut_off.waits_for);
-            if named.iter().any(|id| id == set.as_str()) {
-                for (dataset, why) in waits_for {
-                    tell_given_up(set, &dataset.snapshot(&set.snapshot_name()), *why);
-                }
-                let id = set.to_string();
-                plan.entries.push(Entry { set: id, time: None, fate: Fate::Remove, bytes: None });
-                continue;
-            }
-            // In a dry run others weren't continued yet.
-            if !is_dry_run || !waits_for.is_empty() {
-                let way = waits_for.first_key_value();
-                let way = way.map(|(dataset, why)| away_in_words(set, dataset.pool(), *why));
-                plan.problems.push(format!(
-                    "the removal of set {set} was begun, and can't be finished for now{}",
-                    way.map_or_else(String::new, |way| format!(": {way}"))
-                ));
-            }
-        }
-        plan.entries.sort_by(|a, b| a.set.cmp(&b.set));
+    /// Describes the removals that were cut off and that nobody has `named` to have them finished.
+    fn cut_off(&self, named: &[String], is_dry_run: bool) -> Vec<String> {
+        let is_named = |set: &SetId| named.iter().any(|id| id == set.as_str());
+        // In a dry run those that wait for nothing weren't continued yet.
+        let is_stuck = |begun: &&CutOff| !is_dry_run || !begun.waits_for.is_empty();
+        let stuck = self.begun.iter().filter(|begun| !is_named(begun.set())).filter(is_stuck);
+        let words = |begun: &CutOff| {
+            let set = begun.set();
+            let way = begun.waits_for.first_key_value();
+            let way = way.map(|(dataset, why)| away_in_words(set, dataset.pool(), *why));
+            format!(
+                "the removal of set {set} was begun, and can't be finished for now{}",
+                way.map_or_else(String::new, |way| format!(": {way}"))
+            )
+        };
+        stuck.map(words).collect()
     }
 
     /// Finds the snapshots of damaged sets that will be removed, and reports which of them stay.
@@ -456,6 +454,13 @@ impl Facts {
             } else {
                 Fate::Keep(vec![Reason::NotNamed])
             },
+            bytes: None,
+        }));
+        let begun = self.begun.iter().map(|begun| begun.set().to_string());
+        entries.extend(begun.filter(|id| named.contains(id)).map(|set| Entry {
+            set,
+            time: None,
+            fate: Fate::Remove,
             bytes: None,
         }));
         entries.sort_by(|a, b| a.set.cmp(&b.set));

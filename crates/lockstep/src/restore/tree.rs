@@ -23,7 +23,7 @@ use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::{recovery, wal};
 use crate::process::Credentials;
 use crate::refusal::Refusal;
-use crate::set::manifest::{Manifest, WalStored};
+use crate::set::manifest::{CONFIGURATION, Manifest, WalStored, of_configuration};
 use crate::set::own_files::FrozenWal;
 
 /// A file of the set: a standby's pg_control, as it was after the last snapshot.
@@ -295,9 +295,9 @@ fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
 
 /// Restores the configuration that was outside the data directory; copies inside it weren't in use.
 fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> {
-    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+    for name in CONFIGURATION {
         let path = build.placement.data.join(name);
-        let key = format!("config/{name}");
+        let key = of_configuration(name);
         let bytes = if build.manifest.files.contains_key(&key) {
             build.read_set_file(&key)?
         } else if path.exists() {
@@ -357,7 +357,7 @@ pub(super) fn places_of_configuration(
 ) -> Vec<(String, String)> {
     let files = [("hba_file", "pg_hba.conf"), ("ident_file", "pg_ident.conf")];
     let kept =
-        files.iter().filter(|(_, name)| manifest.files.contains_key(&format!("config/{name}")));
+        files.iter().filter(|(_, name)| manifest.files.contains_key(&of_configuration(name)));
     let path = |name: &str| placement.data.join(name).display().to_string();
     kept.map(|(setting, name)| ((*setting).to_owned(), path(name))).collect()
 }

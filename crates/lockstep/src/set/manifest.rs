@@ -406,6 +406,14 @@ pub(crate) mod path_text {
     }
 }
 
+/// The configuration that is kept with the manifest if it is outside the data directory.
+pub(crate) const CONFIGURATION: [&str; 3] = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"];
+
+/// Returns the name of such a file in the set.
+pub(crate) fn of_configuration(name: &str) -> String {
+    format!("config/{name}")
+}
+
 /// Lists of paths, each as [`path_text`] writes it.
 pub(crate) mod paths_text {
     use std::path::PathBuf;

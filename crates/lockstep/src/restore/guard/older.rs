@@ -41,9 +41,8 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
     let wanted = manifest.postgres.system_identifier;
-    if let Some(marker) = Marker::read(&placement.directory)
-        && !marker.is_of(manifest, asked.source)
-    {
+    let older = Marker::read(&placement.directory);
+    if let Some(marker) = older.as_ref().filter(|marker| !marker.is_of(manifest, asked.source)) {
         let (of, found) = (&marker.cluster, marker.system_identifier);
         let what = format!("a restore of cluster \"{of}\", {found}; the set is of {wanted}");
         return Err(strange(&placement.directory, what));
@@ -64,8 +63,6 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
             return Err(strange(data, "something other than a data directory".to_owned()));
         }
     }
-    let older =
-        Marker::read(&placement.directory).filter(|marker| marker.is_of(manifest, asked.source));
     let own = Own { directory: &placement.directory, older, there, mounts: Mounts::read()? };
     for (oid, tablespace) in &placement.tablespaces {
         if !own.has(&tablespace.real) {
@@ -267,9 +264,7 @@ fn cluster_of(data: &Path, directory: &Path) -> Result<Option<SystemIdentifier>>
     if control::is_in_place(data) {
         return Ok(Some(instance::read_control(data)?.system_identifier));
     }
-    let held = control::held(data);
-    let held = held.exists().then(|| instance::read_control_at(&held).ok()).flatten();
-    let held = held.map(|control| control.system_identifier);
+    let held = control::read(data).ok().map(|control| control.system_identifier);
     Ok(held.or_else(|| Some(Marker::read(directory)?.system_identifier)))
 }
 
