@@ -190,8 +190,14 @@ pub fn of_strata(error: strata::Error) -> Error {
             "is the repository whole? {} says what is missing, and which sets it harms",
             check_command()
         )),
-        // That crate knows no clusters.
-        error => error.hint().map(|hint| hint.replace("`lockstep ", &format!("`{} ", lockstep()))),
+        strata::Error::Store(error) if error.lacks_room() => error.hint().map(|hint| {
+            let it = lockstep();
+            format!(
+                "{hint}; `{it} prune` and `{it} repo compact --max-bytes 0` delete what no set has needed for the \
+                 grace time, even if there is no room left"
+            )
+        }),
+        error => error.hint().map(str::to_owned),
     };
     let failed = Error::failed(error.to_string());
     let failed = match std::error::Error::source(&error) {

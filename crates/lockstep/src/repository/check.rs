@@ -322,10 +322,17 @@ pub struct Repaired {
     pub locked: Vec<String>,
 }
 
+/// How a repair ended.
+#[derive(Debug)]
+pub enum Repair {
+    /// This was repaired.
+    Done(Repaired),
+    /// Nothing was deleted: something that says what a set needs is gone or damaged. The error names it.
+    Unread(Error),
+}
+
 /// Deletes what neither a set nor a running shipment (`begun`) has needed for the grace time, and keys that open
 /// nothing. The caller holds the lease; `still` is called before each deletion to check that it still does.
-///
-/// If something that says what a set needs is gone or damaged, nothing is deleted, and the inner error names it.
 ///
 /// # Errors
 /// When the store fails, and those of `still`.
@@ -334,7 +341,7 @@ pub fn repair(
     begun: &Begun,
     now: u64,
     still: &dyn Fn() -> Result<()>,
-) -> Result<Result<Repaired>> {
+) -> Result<Repair> {
     let grace = u64::from(repository.config.grace_hours) * 3600;
     // A key that may open something here stays, even if that something is about to be deleted.
     let store = repository.strata.store();
@@ -348,7 +355,7 @@ pub fn repair(
     let terms = Terms::at(grace, now);
     let collected = collect(&repository.strata, begun, terms, Run::Real, &of_caller);
     let collected = match collected {
-        Err(error) if is_harm(&error) => return Ok(Err(of_strata(error))),
+        Err(error) if is_harm(&error) => return Ok(Repair::Unread(of_strata(error))),
         collected => collected.map_err(of_strata)?,
     };
     let strata::check::Collected { deleted, waiting, locked } = collected;
@@ -366,7 +373,7 @@ pub fn repair(
             repaired.deleted.push(path);
         }
     }
-    Ok(Ok(repaired))
+    Ok(Repair::Done(repaired))
 }
 
 /// Checks whether an error says that an object is gone or damaged, rather than that the store failed or that the work

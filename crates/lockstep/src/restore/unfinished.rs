@@ -296,7 +296,7 @@ fn kind(id: &str) -> &'static str {
 
 /// Lists what is removed, for people: datasets and folders, without those inside another.
 fn left(entry: &RestoreJournal) -> String {
-    let folders = entry.places.iter().chain(&entry.own).chain(others::written(entry));
+    let folders = entry.places.iter().chain(own_folders(entry));
     let mut folders: Vec<&Path> = folders.map(PathBuf::as_path).collect();
     folders.retain(|path| path.symlink_metadata().is_ok());
     let all = folders.clone();
@@ -593,16 +593,17 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
 /// # Errors
 /// When one stays.
 pub fn remove_folders(entry: &RestoreJournal) -> Result<()> {
-    let (are_away, directory) = (others::are_away(entry), gone_on::directory(entry));
-    let is_own = |path: &&PathBuf| are_away || directory.is_none_or(|it| !path.starts_with(it));
-    entry
-        .own
-        .iter()
-        .chain(others::written(entry))
-        .filter(is_own)
-        .try_for_each(|path| files::remove_tree(path))?;
+    own_folders(entry).try_for_each(|path| files::remove_tree(path))?;
     let places = entry.filled.iter().chain(&entry.places).chain(&entry.places_of_others);
     places.into_iter().try_for_each(|path| remove_place(path))
+}
+
+/// Returns the folders that go with what is in them. In DIR they do only if others have made nothing there.
+fn own_folders(entry: &RestoreJournal) -> impl Iterator<Item = &PathBuf> {
+    let (are_away, directory) = (others::are_away(entry), gone_on::directory(entry));
+    let is_own =
+        move |path: &&PathBuf| are_away || directory.is_none_or(|it| !path.starts_with(it));
+    entry.own.iter().chain(others::written(entry)).filter(is_own)
 }
 
 /// Removes a link or an empty folder; a folder that somebody put something into stays.
@@ -684,6 +685,12 @@ mod tests {
         entry.places = vec![folder.join("not there"), folder.clone()];
         entry.own = vec![folder.join("log")];
         assert_eq!(left(&entry), format!("dataset p/data, \"{}\"", folder.display()));
+        // It has lost its marker, so what is in DIR is somebody else's.
+        entry.datasets.clear();
+        entry.places.clear();
+        entry.alone_in = vec![folder.clone()];
+        entry.filled = vec![folder.join("data")];
+        assert_eq!(left(&entry), "nothing");
         assert_eq!(kind("view-ab12"), "look into a set's snapshots");
         assert_eq!(kind("restore-ab12"), "restore");
     }

@@ -12,6 +12,7 @@ pub mod checker;
 pub mod cluster;
 pub mod command;
 pub mod commands;
+pub mod desk;
 pub mod faults;
 pub mod fixture;
 pub mod layout;

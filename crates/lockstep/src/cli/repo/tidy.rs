@@ -14,7 +14,7 @@ use crate::config::parse_most_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
-use crate::repository::check::{self, Checked, Repaired, Severity};
+use crate::repository::check::{self, Checked, Repair, Repaired, Severity};
 use crate::repository::lease::Held;
 use crate::repository::{self, Repository, harm, of_strata};
 use crate::set::{at_work, verify};
@@ -233,10 +233,12 @@ impl Check {
             // Report the findings however the repair ends.
             let (repaired, unread, ended) = match self.repaired(cx, &repository, &checked) {
                 Ok(None) => (None, None, None),
-                Ok(Some(Ok(repaired))) => (Some(repaired), None, None),
+                Ok(Some(Repair::Done(repaired))) => (Some(repaired), None, None),
                 // The findings say what is wrong, and the ways out.
-                Ok(Some(Err(unread))) if !checked.harmed().is_empty() => (None, Some(unread), None),
-                Ok(Some(Err(error))) | Err(error) => (None, None, Some(error)),
+                Ok(Some(Repair::Unread(why))) if !checked.harmed().is_empty() => {
+                    (None, Some(why), None)
+                }
+                Ok(Some(Repair::Unread(error))) | Err(error) => (None, None, Some(error)),
             };
             let failed = ended.as_ref().filter(|_| !checked.is_partial).or(unread.as_ref());
             let mut text = self.words(name, &checked, repaired.as_ref());
@@ -268,7 +270,7 @@ impl Check {
         cx: &Context,
         repository: &Repository,
         checked: &Checked,
-    ) -> Result<Option<Result<Repaired>>> {
+    ) -> Result<Option<Repair>> {
         if checked.is_partial {
             return Err(Error::Interrupted { step: "check.read".to_owned() });
         }
