@@ -44,7 +44,7 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
     let temporary = parent.join(name);
     let written = (|| {
         // Newly created: in a folder that another user may write to, whatever has the name could be a link.
-        remove_file(&temporary)?;
+        let _ = fs::remove_file(&temporary);
         let mut file = fs::OpenOptions::new()
             .write(true)
             .create_new(true)

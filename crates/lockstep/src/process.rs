@@ -128,6 +128,9 @@ impl CommandError {
             Self::Exit { stderr, .. } if lacks_space(stderr) => Some(
                 "make room there, raise the quota or refquota of the dataset or of one above it, or lower its refreservation; nothing is lost, and the command can be run again".into(),
             ),
+            Self::Exit { stderr, .. } if is_damage(stderr) => Some(
+                "its disks can't give back some of what was written: `zpool status -v` names the files, and the snapshots that they are in".into(),
+            ),
             Self::Lost { .. } | Self::Exit { .. } => None,
         }
     }
@@ -136,6 +139,11 @@ impl CommandError {
 /// Matches the words of the system and of `zfs receive` (libzfs_sendrecv.c).
 fn lacks_space(stderr: &str) -> bool {
     ["out of space", "quota exceeded", "No space left"].iter().any(|words| stderr.contains(words))
+}
+
+/// Matches the words of the system and of ZFS for what can't be read back (libzfs_util.c).
+fn is_damage(stderr: &str) -> bool {
+    ["Input/output error", "I/O error"].iter().any(|words| stderr.contains(words))
 }
 
 /// What a program printed.

@@ -1,5 +1,6 @@
 //! Collects the facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -7,6 +8,7 @@ use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::Lsn;
 use postgres::Client;
 
+use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
@@ -16,6 +18,7 @@ use crate::postgres::{connection, identity, instance, session};
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::volume::discover::{self, PartPath, discover};
+use crate::volume::zfs::DatasetName;
 
 /// How long a standby may take to replay what its primary had written when it was asked.
 const REPLAY_PATIENCE: Duration = Duration::from_secs(3);
@@ -51,6 +54,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         Some(volume) => cx.zfs.multi_snapshot(volume.pool())?,
         None => false,
     };
+    let repositories_within = repositories_within(cx, &layout);
     let facts = Facts {
         layout,
         control,
@@ -64,8 +68,29 @@ pub fn take(cx: &Context) -> Result<Survey> {
         multi_snapshot,
         checkpoint: cx.cluster.checkpoint,
         min_free: cx.cluster.min_free_mib << 20,
+        repositories_within,
     };
     Ok(Survey { facts, client })
+}
+
+/// Finds the cluster's repositories whose folder is on one of its volumes. What can't be looked at is reported once it
+/// is needed.
+fn repositories_within(cx: &Context, layout: &Layout) -> Vec<(String, DatasetName)> {
+    let device = |path: &Path| std::fs::metadata(path).ok().map(|metadata| metadata.dev());
+    let volume_of = |folder: &Path| {
+        let is_it = device(folder).filter(|_| cx.zfs.suspended_at(folder).is_none())?;
+        let mut volumes = layout.volumes.iter();
+        volumes.find(|volume| device(&volume.mountpoint) == Some(is_it))
+    };
+    let mut found = Vec::new();
+    for name in &cx.cluster.repositories {
+        if let Some(Ok(Place::Folder(folder))) = cx.repositories.get(name).map(|it| it.place())
+            && let Some(volume) = volume_of(&folder)
+        {
+            found.push((name.clone(), volume.dataset.clone()));
+        }
+    }
+    found
 }
 
 /// Without pg_control there is no cluster: the configuration points elsewhere.

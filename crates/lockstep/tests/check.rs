@@ -5,6 +5,7 @@ mod support;
 
 use serde_json::Value;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::time::Duration;
 use support::cluster::{Cluster, Stop};
 use support::command::{as_postgres, command, must, wait_until};
@@ -387,4 +388,72 @@ fn sets_that_should_be_gone_for_long() {
     assert!(found.len() == 1 && found[0]["severity"] == "warning", "{found:?}");
     assert!(what.contains("2 sets could have been removed"), "{found:?}");
     assert!(oldest.iter().any(|set| what.contains(set)), "{found:?}");
+}
+
+/// A disk gives back other bytes than were written, and there is no second copy.
+#[test]
+fn a_pool_that_has_lost_data_is_told() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = support::shipping::with_repository(&fixture);
+    lockstep.backup("label");
+    assert!(about(&lockstep, exit::DONE, "pool").is_empty());
+    let block: Vec<u8> = (0..1024_u64).flat_map(|n| (n * n + 4711).to_le_bytes()).collect();
+    let odd = fixture.cluster.data.join("odd");
+    fs::write(&odd, &block).expect("a file can be written");
+    fixture.cluster.stop(Stop::Fast);
+    let pool = &fixture.pools[0];
+    patiently("zpool", &["export", &pool.name], || ()).expect("it is idle");
+    harm(&pool.image, &block);
+    let images = pool.image.parent().and_then(|folder| folder.to_str()).expect("UTF-8");
+    patiently("zpool", &["import", "-d", images, &pool.name], || ()).expect("it is there");
+    fixture.cluster.start();
+
+    let backup = lockstep.expect(exit::PROBLEMS, &["backup"]);
+    assert_said(&backup, &["zfs send", "`zpool status -v` names"]);
+    let found = about(&lockstep, exit::PROBLEMS, "pool");
+    let (what, hint) = (found[0]["what"].to_string(), found[0]["hint"].to_string());
+    assert!(what.contains("has lost data: 1 data errors"), "{found:?}");
+    assert!(hint.contains(&format!("zpool status -v {}", pool.name)), "{found:?}");
+    // Once nothing has the file, a scrub forgets it.
+    fs::remove_file(&odd).expect("the test may");
+    let set = lockstep.json(&["list"])["sets"][1]["set"].as_str().expect("a set").to_owned();
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &set]);
+    lockstep.backup("label");
+}
+
+/// Overwrites a block of a file in the image of the pool's disk.
+#[track_caller]
+fn harm(image: &std::path::Path, block: &[u8]) {
+    let disk = fs::File::options().read(true).write(true).open(image).expect("it is ours");
+    let mut buffer = vec![0; 1 << 20];
+    let mut harmed = 0;
+    for start in (0..disk.metadata().expect("it is there").len()).step_by(buffer.len()) {
+        let read = disk.read_at(&mut buffer, start).expect("it can be read");
+        let sectors = buffer[..read].chunks(512).enumerate();
+        for (at, _) in sectors.filter(|(_, sector)| block.starts_with(sector)) {
+            disk.write_all_at(&[0; 512], start + at as u64 * 512).expect("it can be written");
+            harmed += 1;
+        }
+    }
+    assert_eq!(harmed, 1, "the file isn't on the disk as it is");
+}
+
+/// Each set would have to store what the one before has stored.
+#[test]
+fn a_repository_on_a_volume_of_the_cluster_is_told() {
+    let fixture = Fixture::new(one_pool());
+    let within = fixture.tablespace("ts1").join("repository");
+    let table = |folder: &std::path::Path| format!("url = \"file://{}\"", folder.display());
+    let tables = [("far", table(&fixture.root().join("far"))), ("near", table(&within))];
+    let lockstep = support::shipping::configured(&fixture, &tables, "");
+    lockstep.expect(exit::DONE, &["repo", "init"]);
+    let volume = fixture.datasets.iter().find(|name| name.ends_with("/pg/ts1")).expect("a dataset");
+    let said = format!("repository \"near\" is on \"{volume}\", which is backed up into it");
+    // There is no set yet, which is a problem of its own.
+    let found = about(&lockstep, exit::PROBLEMS, "plan");
+    let whats: Vec<_> = found.iter().filter_map(|it| it["what"].as_str()).collect();
+    let about_it: Vec<_> = whats.into_iter().filter(|what| what.contains("repository")).collect();
+    assert_eq!(about_it, [said.as_str()], "{found:?}");
+    let planned = lockstep.expect(exit::DONE, &["plan"]);
+    assert!(planned.stdout.contains(&said), "{}", planned.describe());
 }

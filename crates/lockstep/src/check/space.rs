@@ -1,28 +1,47 @@
-//! Checks the space in the pools: what makes a backup refuse, and what deserves a warning before that.
+//! Checks the pools: what makes a backup refuse and what deserves a warning before that, and what their disks have lost.
 
 use std::collections::BTreeSet;
 
-use super::{Finding, failure, warning};
+use super::{Finding, failure, warning, wrong};
 use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::plan::facts::Facts;
+use crate::process::quote;
 use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
 pub(super) const SUBJECT: &str = "space";
+const POOL: &str = "pool";
 /// In percent of a pool's size: with less left, ZFS itself gets slow.
 const LITTLE_PERCENT: u128 = 10;
 
 /// Checks what the pools of a cluster have left.
 pub(super) fn of_pools(cx: &Context, facts: &Facts) -> Vec<Finding> {
     let pools: BTreeSet<_> = facts.layout.volumes.iter().map(|volume| volume.pool()).collect();
-    pools
-        .into_iter()
-        .filter_map(|pool| match sizes(cx, pool) {
+    let of_one = |pool| {
+        let space = match sizes(cx, pool) {
             Ok((used, left)) => little(pool, used, left),
             Err(error) => Some(failure(SUBJECT, &error)),
-        })
-        .collect()
+        };
+        let damage = match cx.zfs.data_errors(pool) {
+            Ok(said) => said.map(|said| damaged(pool, &said)),
+            Err(error) => Some(failure(POOL, &error)),
+        };
+        space.into_iter().chain(damage)
+    };
+    pools.into_iter().flat_map(of_one).collect()
+}
+
+/// Tells of blocks that no disk of a pool can give back; `said` are ZFS's own words.
+fn damaged(pool: &str, said: &str) -> Finding {
+    let pool = quote(pool);
+    wrong(
+        POOL,
+        format!("pool {pool} has lost data: {said}"),
+        format!(
+            "`zpool status -v {pool}` names the files and snapshots: a set that has one of them can't be shipped; restore the cluster's files from a set before, and then `zpool scrub {pool}` forgets them"
+        ),
+    )
 }
 
 fn sizes(cx: &Context, pool: &str) -> Result<(u64, u64)> {

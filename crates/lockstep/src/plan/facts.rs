@@ -7,6 +7,7 @@ use pgfiles::lsn::SystemIdentifier;
 
 use super::layout::{Layout, Volume};
 use crate::config::CheckpointMode;
+use crate::volume::zfs::DatasetName;
 
 /// Everything that a plan is based on.
 #[derive(Debug)]
@@ -35,6 +36,8 @@ pub struct Facts {
     pub checkpoint: CheckpointMode,
     /// Free space that a volume must have, in bytes.
     pub min_free: u64,
+    /// Repositories of the cluster whose folder is on one of its volumes, and that volume.
+    pub repositories_within: Vec<(String, DatasetName)>,
 }
 
 impl Facts {

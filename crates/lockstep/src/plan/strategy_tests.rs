@@ -80,6 +80,7 @@ pub(crate) fn primary(layout: Layout) -> Facts {
         multi_snapshot: false,
         checkpoint: CheckpointMode::Fast,
         min_free: 256 << 20,
+        repositories_within: Vec::new(),
     }
 }
 

@@ -226,6 +226,12 @@ fn layout(facts: &Facts) -> Vec<Warning> {
             "what lies there is in no snapshot of the set: the restored link leads to the same place",
         ));
     }
+    for (repository, volume) in &facts.repositories_within {
+        all.push(warning(
+            format!("repository \"{repository}\" is on \"{volume}\", which is backed up into it"),
+            "each set stores again what the one before has stored, and the pool's loss takes both: move the repository to another dataset, better in another pool",
+        ));
+    }
     for (index, volume) in facts.layout.volumes.iter().enumerate() {
         let name = &volume.dataset;
         let holds_data = facts.layout.own_wal_volume() != Some(index);

@@ -78,6 +78,7 @@ fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
 /// # Errors
 /// When one is missing, or ZFS fails.
 pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
+    manifest.volumes.iter().try_for_each(|volume| cx.zfs.answers(&volume.dataset))?;
     let asks = "is its pool not imported, or was it destroyed or renamed by hand? ";
     match verify::incomplete(cx, std::slice::from_ref(manifest))?.first() {
         Some((set, error)) => Err(of_no_use(set, error, asks)),

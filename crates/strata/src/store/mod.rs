@@ -117,12 +117,19 @@ impl StoreError {
         if let Some(hint) = self.source.as_deref().and_then(|e| translate::hint_of_cause(e)) {
             return Some(hint);
         }
+        if self.verb == CREATE && self.source.as_deref().is_some_and(|e| translate::lacks_links(e))
+        {
+            return Some(NO_LINKS);
+        }
         Some(match self.kind {
             StoreErrorKind::NotFound => {
                 "check the repository to see whether anything else is missing"
             }
             StoreErrorKind::PermissionDenied if self.verb == PROLONG => {
                 "do these credentials have the right s3:PutObjectRetention? (with s3:GetObjectRetention, locks that are longer already are recognized)"
+            }
+            StoreErrorKind::PermissionDenied if self.verb == LIST => {
+                "may this user, or these credentials, list what is there? (s3:ListBucket belongs to the bucket itself, not to its objects)"
             }
             StoreErrorKind::PermissionDenied => {
                 "may this user, or these credentials, read, write and delete there?"
@@ -201,6 +208,15 @@ pub trait Storage: Send + Sync {
         Err(StoreError::new(PROLONG, path, StoreErrorKind::Unsupported))
     }
 }
+
+/// In a folder, put-if-absent is link(2).
+const NO_LINKS: &str = "has this file system hard links? objects that must not replace another are made with them, and CIFS, exFAT, FAT and many FUSE file systems have none: use ext4, XFS, ZFS or NFS, or an object store";
+
+/// The verb for listing.
+const LIST: &str = "list";
+
+/// The verb for putting an object where there is none.
+const CREATE: &str = "create";
 
 /// The verb for prolonging a lock.
 const PROLONG: &str = "prolong the lock of";

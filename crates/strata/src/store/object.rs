@@ -18,7 +18,8 @@ use super::half_written::{self, Reach};
 use super::translate::translated;
 use super::upload::{Locking, Upload};
 use super::{
-    Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing, read_part,
+    CREATE, LIST, Listed, PROLONG, Storage, StoreError, StoreErrorKind, StoreResult, is_passing,
+    read_part,
 };
 
 /// A file up to this size is put in one call, a larger one in parts of this size.
@@ -66,7 +67,7 @@ impl ObjectStorage {
         let shown = folder.display().to_string();
         let failed = |source: std::io::Error| StoreError {
             source: Some(Box::new(source)),
-            ..StoreError::new("create", &shown, StoreErrorKind::Other)
+            ..StoreError::new(CREATE, &shown, StoreErrorKind::Other)
         };
         if !folder.is_dir() {
             // Everything below it is accessible to those who may enter it.
@@ -195,12 +196,12 @@ impl Storage for ObjectStorage {
     }
 
     fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
-        let target = self.path("create", path)?;
+        let target = self.path(CREATE, path)?;
         let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let payload = PutPayload::from(data.clone());
-        let writer = self.writer("create", path)?;
+        let writer = self.writer(CREATE, path)?;
         let call = writer.put_opts(&target, payload, options);
-        self.call("create", path, data.len() as u64, call).map(|_| ())
+        self.call(CREATE, path, data.len() as u64, call).map(|_| ())
     }
 
     fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
@@ -234,12 +235,12 @@ impl Storage for ObjectStorage {
     }
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
-        let target = self.path("list", prefix)?;
+        let target = self.path(LIST, prefix)?;
         let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         let mut stream = self.store.list(Some(&target));
         // Each page of the listing is a separate call.
         while let Some(meta) =
-            self.call("list", prefix, 0, async { stream.next().await.transpose() })?
+            self.call(LIST, prefix, 0, async { stream.next().await.transpose() })?
         {
             let path: &str = meta.location.as_ref();
             each(Listed {
@@ -252,9 +253,9 @@ impl Storage for ObjectStorage {
     }
 
     fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
-        let target = self.path("list", prefix)?;
+        let target = self.path(LIST, prefix)?;
         let listing = self.store.list_with_delimiter(Some(&target));
-        let folders = self.call("list", prefix, 0, listing)?.common_prefixes;
+        let folders = self.call(LIST, prefix, 0, listing)?.common_prefixes;
         Ok(folders.iter().filter_map(|folder| folder.filename().map(str::to_string)).collect())
     }
 
@@ -292,7 +293,7 @@ impl Storage for ObjectStorage {
     ) -> StoreResult<()> {
         let Some(folder) = &self.folder else { return Ok(()) };
         let listed = half_written::list(folder, prefix, reach, each);
-        listed.map_err(|error| of_folder("list", prefix, error))
+        listed.map_err(|error| of_folder(LIST, prefix, error))
     }
 
     fn delete_half_written(&self, path: &str) -> StoreResult<()> {

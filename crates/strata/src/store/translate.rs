@@ -22,6 +22,13 @@ pub(super) fn translated(verb: &'static str, path: &str, error: object_store::Er
         Theirs::PermissionDenied { .. } => StoreErrorKind::PermissionDenied,
         Theirs::Unauthenticated { .. } => StoreErrorKind::Unauthenticated,
         Theirs::Generic { .. } if says(&error, NOBODY) => StoreErrorKind::Unauthenticated,
+        // Of a listing, every refusal is a generic error.
+        Theirs::Generic { .. } if says(&error, &["status code: 403"]) => {
+            StoreErrorKind::PermissionDenied
+        }
+        Theirs::Generic { .. } if says(&error, &["status code: 401"]) => {
+            StoreErrorKind::Unauthenticated
+        }
         Theirs::Generic { .. } if says(&error, REFUSED) => StoreErrorKind::Other,
         Theirs::Generic { store, source } => kind_of_source(store, source.as_ref()),
         Theirs::JoinError { .. } => StoreErrorKind::Transient,
@@ -164,6 +171,17 @@ pub(super) fn lacks_room(error: &(dyn std::error::Error + 'static)) -> bool {
     chain(error).filter_map(io_kind).any(|kind| matches!(kind, StorageFull | QuotaExceeded))
 }
 
+/// Whether an error of link(2) says, as one of several may, that the file system has no hard links.
+pub(super) fn lacks_links(error: &(dyn std::error::Error + 'static)) -> bool {
+    // CIFS and FAT answer with EPERM, where a folder without the right to write gives EACCES.
+    let errno =
+        |error: &std::io::Error| matches!(error.raw_os_error(), Some(EPERM | ENOSYS | EOPNOTSUPP));
+    chain(error).any(|error| error.downcast_ref().is_some_and(errno))
+}
+const EPERM: i32 = 1;
+const ENOSYS: i32 = 38;
+const EOPNOTSUPP: i32 = 95;
+
 /// Returns a hint for a cause that says more than the error's kind.
 pub(super) fn hint_of_cause(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     use std::io::ErrorKind;
@@ -194,6 +212,22 @@ mod tests {
         let quoted = "403: <Error xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Code>InvalidAccessKeyId</Code>";
         assert_eq!(kind(quoted), StoreErrorKind::Unauthenticated);
         let path = || "x".to_string();
+        let no_list = "status code: 403 Forbidden: <Code>AccessDenied</Code>";
+        assert_eq!(kind(no_list), StoreErrorKind::PermissionDenied);
+        assert_eq!(kind("status code: 401 Unauthorized"), StoreErrorKind::Unauthenticated);
+        // link(2) on CIFS.
+        let links = |errno| {
+            let source = Box::new(std::io::Error::from_raw_os_error(errno));
+            translated(
+                "create",
+                "x",
+                object_store::Error::Generic { store: "LocalFileSystem", source },
+            )
+        };
+        for errno in [EPERM, ENOSYS, EOPNOTSUPP] {
+            assert!(links(errno).hint().unwrap().contains("hard links"), "{errno}");
+        }
+        assert!(!links(13).hint().unwrap().contains("hard links"), "EACCES");
         // The bucket's name doesn't matter.
         let busy = "Error performing GET http://s3/redirects/InvalidToken/x in 1ms, after 0 retries: status code: 503";
         assert_eq!(kind(busy), StoreErrorKind::Transient);

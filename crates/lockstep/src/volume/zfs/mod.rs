@@ -336,6 +336,15 @@ impl Zfs {
         }
     }
 
+    /// Returns what ZFS says of a pool's blocks that can't be read back, if there are any.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn data_errors(&self, pool: &str) -> Result<Option<String>> {
+        let said = Program::new("zpool").args(["status", pool]).run()?;
+        Ok(parse::data_errors(&said.stdout).map(str::to_owned))
+    }
+
     /// Returns those of these pools whose datasets can't be listed.
     ///
     /// # Errors

@@ -135,6 +135,13 @@ pub(super) fn suspended(text: &str) -> BTreeSet<String> {
     pools.filter(|(_, health)| *health == "SUSPENDED").map(|(name, _)| name.to_owned()).collect()
 }
 
+/// Returns what `zpool status` says of blocks that can't be read back, if there are any (`print_error_log` and
+/// `status_callback` in zpool_main.c).
+pub(super) fn data_errors(text: &str) -> Option<&str> {
+    let said = text.lines().find_map(|line| line.trim_start().strip_prefix("errors: "))?;
+    (!said.starts_with("No known data errors")).then_some(said)
+}
+
 /// The option letters of `zfs send`, from the usage that it or `zfs` prints without arguments.
 pub(super) fn send_flags(usage: &str) -> Option<&str> {
     let line = usage.lines().find(|line| line.contains("send [-"))?;
@@ -164,6 +171,17 @@ mod tests {
         let all = properties("t/n:e.s t@x\tlockstep:label\tnight ly\nt\tguid\t17\n").unwrap();
         assert_eq!(all["t/n:e.s t@x"]["lockstep:label"], "night ly");
         assert_eq!(number(&all["t"]["guid"], "guid").unwrap(), 17);
+    }
+
+    #[test]
+    fn what_a_pool_has_lost_is_told() {
+        // The same with zfs-fuse 0.7.0 and OpenZFS.
+        let of = |errors| {
+            format!("  pool: t\n state: ONLINE\nconfig:\n\n\tNAME  STATE\n\nerrors: {errors}\n")
+        };
+        assert_eq!(data_errors(&of("No known data errors")), None);
+        let said = "1 data errors, use '-v' for a list";
+        assert_eq!(data_errors(&of(said)), Some(said));
     }
 
     #[test]
