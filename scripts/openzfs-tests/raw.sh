@@ -276,6 +276,17 @@ must zfs unmount tank/r/data
 must zfs unload-key tank/r/data
 expect "the new key is the copy's" zfs load-key tank/r/data
 must zfs mount tank/r/data
+# From a key file to a passphrase: `zfs load-key` as printed has to ask for it, and not try the file once more.
+expect "a passphrase instead of the file" sh -c "echo 'new $PASSPHRASE' | zfs change-key -o keyformat=passphrase -o keylocation=prompt tank/enc"
+run_lockstep "a set behind the change to a passphrase" backup --strategy cold
+expect_refused "nobody has told it" 4 "its keys aren't loaded" restore latest --from repository --as zfs --dataset tank/r --to /cold --delta
+expect_equal "the copy asks for it" prompt "$(zfs get -H -o value keylocation tank/r/data)"
+expect "as the hint says" sh -c "echo 'new $PASSPHRASE' | zfs load-key tank/r/data"
+run_lockstep "on top of what had the file's key" restore latest --from repository --as zfs --dataset tank/r --to /cold --delta --start --port 5502
+expect_restored "behind the change to a passphrase" tank/r 5502 "$last_rows" 2
+stop_cluster /cold/data
+must zfs change-key -o keyformat=raw -o keylocation=file://$KEY tank/enc
+run_lockstep "a set behind the change back" backup --strategy cold
 # The increment would give a copy whose key was changed the original's key back, and then nobody could load the copy's
 # key.
 expect_refused "a copy below an encrypted dataset" 4 "its keys aren't loaded" restore latest --from repository --as zfs --dataset tank/enc/c --to /copy

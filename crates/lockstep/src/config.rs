@@ -22,7 +22,7 @@ pub use repository::{
 pub use retention::RetentionConfig;
 
 use crate::error::{Error, Result};
-use crate::names::ClusterName;
+use crate::names::{ClusterName, RepositoryName};
 use crate::postgres::conninfo::Conninfo;
 
 /// Where the configuration is unless `--config` or `$LOCKSTEP_CONFIG` says otherwise.
@@ -97,6 +97,27 @@ pub struct ClusterConfig {
     /// How `lockstep clone` makes its servers.
     #[serde(default, rename = "clone")]
     pub clones: CloneConfig,
+}
+
+impl ClusterConfig {
+    /// Returns the free space that a volume must have, in bytes.
+    #[must_use]
+    pub fn min_free(&self) -> u64 {
+        self.min_free_mib.saturating_mul(1 << 20)
+    }
+
+    /// Returns its paths with their keys.
+    fn paths(&self) -> impl Iterator<Item = (&'static str, &Path)> {
+        let optional = [
+            ("password_file", &self.password_file),
+            ("primary_password_file", &self.primary_password_file),
+            ("bin_dir", &self.bin_dir),
+            ("clone.directory", &self.clones.directory),
+        ];
+        let set = optional.into_iter().filter_map(|(key, path)| Some((key, path.as_deref()?)));
+        let writable = self.clones.writable.iter().map(|path| ("clone.writable", &**path));
+        [("data_directory", &*self.data_directory)].into_iter().chain(set).chain(writable)
+    }
 }
 
 /// Settings of throwaway servers.
@@ -234,6 +255,8 @@ impl Config {
         }
         check_clusters(&config.clusters)?;
         for (name, repository) in &config.repositories {
+            // It is part of files' names.
+            name.parse::<RepositoryName>().map_err(|e| e.to_string())?;
             repository.check().map_err(|why| format!("repositories.{name}.{why}"))?;
         }
         Ok(config)
@@ -339,7 +362,7 @@ pub fn folder_beside(path: &Path) -> PathBuf {
 fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(folder) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(Error::io("list", folder))?,
+        other => other.map_err(|e| unread_fragment(folder, &e))?,
     };
     let mut files = Vec::new();
     for entry in entries {
@@ -353,8 +376,16 @@ fn fragments(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
+/// A file beside the configuration that can't be read.
+fn unread_fragment(path: &Path, source: &std::io::Error) -> Error {
+    Error::usage(
+        format!("cannot read \"{}\", a part of the configuration: {source}", path.display()),
+        "mend it, or remove it; a name that doesn't end in .toml isn't read",
+    )
+}
+
 fn read_fragment(path: &Path) -> Result<Fragment> {
-    let text = std::fs::read_to_string(path).map_err(Error::io("read", path))?;
+    let text = std::fs::read_to_string(path).map_err(|e| unread_fragment(path, &e))?;
     let fragment: Fragment =
         toml::from_str(&text).map_err(|e| wrong(path, &not_toml(&text, &e)))?;
     check_clusters(&fragment.clusters).map_err(|why| wrong(path, &why))?;
@@ -364,11 +395,8 @@ fn read_fragment(path: &Path) -> Result<Fragment> {
 fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), String> {
     for (name, cluster) in clusters {
         name.parse::<ClusterName>().map_err(|e| e.to_string())?;
-        if !cluster.data_directory.is_absolute() {
-            return Err(format!(
-                "clusters.{name}.data_directory \"{}\" isn't absolute",
-                cluster.data_directory.display()
-            ));
+        for (key, path) in cluster.paths() {
+            absolute(key, path).map_err(|why| format!("clusters.{name}.{why}"))?;
         }
         if cluster.port == 0 {
             return Err(format!("clusters.{name}.port is 0, and isn't 1 to 65535"));
@@ -382,6 +410,14 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         cluster.retention.check().map_err(|why| format!("clusters.{name}.retention.{why}"))?;
     }
     Ok(())
+}
+
+/// Checks that a path doesn't depend on where the program is started: a timer starts it elsewhere than a shell does.
+fn absolute(key: &str, path: &Path) -> Result<(), String> {
+    match path.is_absolute() {
+        true => Ok(()),
+        false => Err(format!("{key} \"{}\" isn't absolute", path.display())),
+    }
 }
 
 /// Why the text isn't understood, and where. The line itself isn't shown: it may hold a secret under an unknown key.
@@ -438,6 +474,20 @@ mod tests {
     }
 
     #[test]
+    fn a_part_that_cannot_be_read_is_wrong_configuration() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("lockstep.toml");
+        std::fs::write(&file, EXAMPLE).unwrap();
+        let folder = folder_beside(&file);
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::symlink("nowhere", folder.join("gone.toml")).unwrap();
+        let why = Config::read(&file).unwrap_err();
+        assert_eq!(why.exit_code(), 2, "{why}");
+        assert!(why.to_string().contains("lockstep.d/gone.toml"), "{why}");
+        assert!(why.hint().is_some_and(|hint| hint.contains("remove it")));
+    }
+
+    #[test]
     fn a_misspelt_key_is_named() {
         let why = Config::parse(&format!("{EXAMPLE}\nstrategi = 'label'")).unwrap_err();
         assert!(why.contains("strategi"), "{why}");
@@ -465,6 +515,8 @@ mod tests {
         assert!(Config::parse(&relative).unwrap_err().contains("isn't absolute"));
         for (line, words) in [
             ("port = 0", "clusters.main.port is 0"),
+            ("bin_dir = 'pg/bin'", "clusters.main.bin_dir \"pg/bin\" isn't absolute"),
+            ("clone.directory = 'c'", "clusters.main.clone.directory \"c\" isn't absolute"),
             ("formerly = ['7x']", "line 9, column 12, formerly: \"7x\" isn't a system identifier"),
             (
                 "primary = 'host=db1 prot=5432'",
@@ -478,6 +530,11 @@ mod tests {
         ] {
             let why = Config::parse(&format!("{EXAMPLE}\n{line}")).unwrap_err();
             assert!(why.starts_with(words) && !why.contains("hunter2"), "{why}");
+        }
+        for name in ["../esc", "a/b", "", "."] {
+            let odd = format!("{EXAMPLE}\n[repositories.'{name}']\nurl = 'file:///x'");
+            let why = Config::parse(&odd).unwrap_err();
+            assert!(why.contains(&format!("\"{name}\" is no repository name")), "{why}");
         }
         let odd = EXAMPLE.replace("clusters.main", "clusters.'a b/c'");
         assert!(Config::parse(&odd).unwrap_err().contains("a b/c"));

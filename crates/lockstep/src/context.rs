@@ -1,6 +1,7 @@
 //! What every command on a cluster works with: the configuration, the state, ZFS.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::OnceLock;
 
 use pgfiles::control_file::ControlFile;
@@ -10,16 +11,16 @@ use crate::error::Result;
 use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::{instance, users};
-use crate::process::Credentials;
+use crate::process::{Credentials, quote};
 use crate::set::state::State;
 use crate::volume::zfs::Zfs;
 
 /// How printed commands begin, if it isn't just the program's name.
 static BEGINNING: OnceLock<String> = OnceLock::new();
 
-/// Returns the beginning of a command that is printed for somebody to type: `lockstep`. If the configuration has
-/// several clusters, `--cluster` and the name of the one that this program works on follow it: the same name of a
-/// clone may mean another cluster's.
+/// Returns the beginning of a command that is printed for somebody to type: `lockstep`. If the command line names a
+/// configuration, `--config` follows it, and if the configuration has several clusters, `--cluster` and the name of the one that
+/// this program works on: the same name of a clone may mean another cluster's.
 #[must_use]
 pub fn lockstep() -> &'static str {
     BEGINNING.get().map_or("lockstep", String::as_str)
@@ -67,12 +68,18 @@ impl<'a> Context<'a> {
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }
 
-    /// Makes the commands that this program prints from now on name the cluster, if the configuration has others.
-    pub fn name_in_commands(&self) {
-        if self.clusters.len() > 1 {
-            // Hints are made in places that know no context; a program works on one cluster.
-            BEGINNING.get_or_init(|| format!("lockstep --cluster {}", self.name));
+    /// Makes the commands that this program prints from now on name the configuration, if it was named on the command
+    /// line, and the cluster, if the configuration has others.
+    pub fn name_in_commands(&self, config: Option<&Path>) {
+        let mut beginning = String::from("lockstep");
+        if let Some(config) = config {
+            beginning.push_str(&format!(" --config {}", quote(&config.display().to_string())));
         }
+        if self.clusters.len() > 1 {
+            beginning.push_str(&format!(" --cluster {}", self.name));
+        }
+        // Hints are made in places that know no context; a program works on one cluster.
+        let _ = BEGINNING.set(beginning);
     }
 
     /// Takes the cluster's lock for `command`; the `zfs` commands run under it hold it too.

@@ -88,6 +88,11 @@ name!(
     "cluster name"
 );
 name!(
+    /// A repository's name in the configuration.
+    RepositoryName,
+    "repository name"
+);
+name!(
     /// A backup set: the UTC time at which it began and four random characters, `20261123T194512Z-k3fa`; so sets sort
     /// by age.
     SetId,

@@ -128,6 +128,9 @@ impl CommandError {
             Self::Exit { stderr, .. } if lacks_space(stderr) => Some(
                 "make room there, raise the quota or refquota of the dataset or of one above it, or lower its refreservation; nothing is lost, and the command can be run again".into(),
             ),
+            Self::Exit { stderr, .. } if stderr.contains("pool is read-only") => Some(
+                "it was imported with readonly=on: export it and import it without (`zpool export`, `zpool import`)".into(),
+            ),
             Self::Exit { stderr, .. } if is_damage(stderr) => Some(
                 "its disks can't give back some of what was written: `zpool status -v` names the files, and the snapshots that they are in".into(),
             ),

@@ -181,7 +181,7 @@ fn reachable(cx: &Context, request: &Request) -> Result<()> {
 fn check_space(cx: &Context, placement: &Placement) -> Result<()> {
     let clones = placement.volumes.iter().filter_map(|volume| volume.dataset.as_ref());
     let parents: BTreeSet<_> = clones.filter_map(DatasetName::parent).collect();
-    let needed = cx.cluster.min_free_mib << 20;
+    let needed = cx.cluster.min_free();
     for parent in parents {
         let available = cx.zfs.bytes(&parent, "available")?;
         if available < needed {

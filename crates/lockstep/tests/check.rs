@@ -346,6 +346,12 @@ fn sets_that_are_whole_in_a_repository_alone() {
     let lockstep = support::shipping::with_repository(&fixture);
     let set = lockstep.backup("label");
     release_and_destroy(&set.volumes[0].snapshot);
+    // What is printed works as it is printed, whichever configuration was named.
+    let config = fixture.root().join("shipping.toml");
+    let mut named = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
+    let named = support::command::run(named.arg(&config).args(["check", "--quiet"]));
+    let way = format!("lockstep --config {} restore {}", config.display(), set.id);
+    assert!(named.stdout.contains(&way), "{}", named.describe());
     fixture.cluster.stop(Stop::Fast);
     let way = format!("lockstep restore {} --from repository:{}", set.id, support::shipping::NAME);
     let found = about(&lockstep, exit::PROBLEMS, "sets");

@@ -598,3 +598,43 @@ fn a_repository_that_never_answers_keeps_no_backup_from_being_taken() {
     assert!(outcome.stdout.contains(&first), "{}", outcome.describe());
     assert_eq!(lockstep.sets(), [second]);
 }
+
+/// Reached by a link, it has another URL; its own policy would remove what the first one's keeps. A copy has the same id.
+#[test]
+fn one_place_under_two_names_is_not_pruned_by_two_policies() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let [one, two, copy] = ["one", "two", "copy"].map(|name| fixture.root().join(name));
+    fs::create_dir(&one).expect("a folder can be made");
+    std::os::unix::fs::symlink(&one, &two).expect("a link can be made");
+    let table = |folder: &std::path::Path| format!("url = \"file://{}\"", folder.display());
+    let retention =
+        "\n[clusters.main.retention]\nrepositories = { one = { last = 4 }, two = { last = 1 } }\n";
+    let of_two = |second: &std::path::Path| {
+        let tables = [("one", table(&one)), ("two", table(second))];
+        shipping::configured(&fixture, &tables, retention)
+    };
+    let lockstep = of_two(&two);
+    let made = lockstep.expect(exit::DONE, &["repo", "init"]);
+    assert_said(&made, &["repository two has the id of repository one"]);
+    let sets: Vec<_> = (0..2).map(|_| lockstep.backup("label").id).collect();
+    let same = "repositories \"two\" and \"one\" are the same place";
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains(same), "{}", checked.describe());
+    for more in [&["--dry-run"][..], &[]] {
+        let prune = [&["prune", "--repository", "two"], more].concat();
+        assert_said(&lockstep.expect(exit::USAGE, &prune), &[same, "keep only one of the two"]);
+    }
+    let listed = |lockstep: &Lockstep, name: &str| {
+        let listed = lockstep.json(&["list", "--from", &format!("repository:{name}")]);
+        listed["sets"].as_array().expect("a list of sets").len()
+    };
+    assert_eq!(listed(&lockstep, "one"), sets.len());
+
+    must(&mut command("cp", ["-a", one.to_str().expect("UTF-8"), copy.to_str().expect("UTF-8")]));
+    let lockstep = of_two(&copy);
+    lockstep.backup("label");
+    let checked = lockstep.expect(exit::DONE, &["check"]);
+    assert!(!checked.stdout.contains("same place"), "{}", checked.describe());
+    lockstep.expect(exit::DONE, &["prune", "--repository", "two"]);
+    assert_eq!((listed(&lockstep, "one"), listed(&lockstep, "two")), (3, 1));
+}

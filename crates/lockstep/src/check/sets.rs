@@ -11,7 +11,7 @@ use crate::names::SetId;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, went_back};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, twice, went_back};
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -40,8 +40,12 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     }
     let mut renamed = renamed(cx, broken.values().map(|(set, _)| *set))?;
     for (id, (_, error)) in &broken {
-        all.push(failure(&format!("set {id}"), error));
-        all.extend(renamed.remove(*id).unwrap_or_default());
+        let renamed = renamed.remove(*id).unwrap_or_default();
+        let found = failure(&format!("set {id}"), error);
+        // Its pool can't be imported under the old name while it is imported under another.
+        let hint = found.hint.filter(|_| renamed.is_empty());
+        all.push(Finding { hint, ..found });
+        all.extend(renamed);
     }
     let now = jiff::Timestamp::now();
     all.extend(sets.iter().filter_map(|set| ahead("sets", set, "--local", now)));
@@ -251,6 +255,8 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
+    let twice = twice::assert_once(cx, &opened).err().map(|error| failure(&subject, &error));
+    let sets = sets.into_iter().chain(twice);
     another.into_iter().chain(lost).chain(sets).chain(locks).chain(lease).chain(writable).collect()
 }
 

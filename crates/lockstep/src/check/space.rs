@@ -27,9 +27,21 @@ pub(super) fn of_pools(cx: &Context, facts: &Facts) -> Vec<Finding> {
             Ok(said) => said.map(|said| damaged(pool, &said)),
             Err(error) => Some(failure(POOL, &error)),
         };
-        space.into_iter().chain(damage)
+        let read_only = cx.zfs.is_read_only(pool).then(|| read_only(pool));
+        space.into_iter().chain(damage).chain(read_only)
     };
     pools.into_iter().flat_map(of_one).collect()
+}
+
+fn read_only(pool: &str) -> Finding {
+    let pool = quote(pool);
+    wrong(
+        POOL,
+        format!(
+            "pool {pool} is imported read-only: no set can be taken, and none restored from snapshots"
+        ),
+        format!("`zpool export {pool}`, then `zpool import {pool}`"),
+    )
 }
 
 /// Tells of blocks that no disk of a pool can give back; `said` are ZFS's own words.

@@ -4,6 +4,9 @@
 //! Everything that a check reads is right, and the next backup fails. So a small file is written and removed again.
 //! Nothing is written to an object store for a check: each put costs, and what is locked there can't be removed.
 
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use super::{Finding, failure, ok, warning, wrong};
@@ -54,11 +57,26 @@ pub(super) fn repository(opened: &Repository, subject: &str) -> Option<Finding> 
 fn look(folder: &Path) -> Result<u64> {
     // Always the same name: what a killed check leaves, the next one removes.
     let path = folder.join(".lockstep-check");
-    files::publish(&path, &SMALL)?;
-    files::remove_file(&path)?;
+    let _ = std::fs::remove_file(&path);
+    let made = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path);
+    match made {
+        // Another check runs at the same time.
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        made => {
+            let written = write_out(&path, made);
+            let removed = files::remove_file(&path);
+            written.and(removed)?;
+        }
+    }
     let stat = rustix::fs::statvfs(folder)
         .map_err(|e| Error::io("look at the file system of", folder)(e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+fn write_out(path: &Path, made: std::io::Result<File>) -> Result<()> {
+    let mut file = made.map_err(Error::io("create", path))?;
+    file.write_all(&SMALL).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
 }
 
 /// Returns a finding about a folder with this much left.
@@ -79,6 +97,9 @@ mod tests {
     #[test]
     fn a_folder_that_can_be_written_to_is_left_as_it_was() {
         let scratch = tempfile::tempdir().unwrap();
+        assert!(look(scratch.path()).unwrap() > 0);
+        assert!(files::is_empty_directory(scratch.path()).unwrap());
+        std::fs::write(scratch.path().join(".lockstep-check"), "killed").unwrap();
         assert!(look(scratch.path()).unwrap() > 0);
         assert!(files::is_empty_directory(scratch.path()).unwrap());
         assert!(look(&scratch.path().join("no such folder")).is_err());

@@ -123,6 +123,10 @@ impl Mirror {
             Command::Start { name } => {
                 let (name, _lock) = locked(&home, name, "mirror start")?;
                 let mut record = ready(&home, &name)?;
+                // A unit that is enabled right after `mirror create` starts it once more.
+                if serve::is_running(&record)? {
+                    return say(json, "started", &name, "is running already");
+                }
                 serve::start(&home, &mut record)?;
                 say(json, "started", &name, "takes read-only connections")
             }

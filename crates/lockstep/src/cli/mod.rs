@@ -19,7 +19,7 @@ mod ship;
 mod stream;
 mod text;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -121,6 +121,17 @@ pub fn main() -> ExitCode {
     }
 }
 
+impl Arguments {
+    /// Returns the configuration, if a command that is typed elsewhere has to name it.
+    fn named_config(&self) -> Option<PathBuf> {
+        let is_set = std::env::var_os("LOCKSTEP_CONFIG").is_some_and(|file| file == *self.config);
+        let is_known = is_set || self.config == Path::new(DEFAULT_PATH);
+        // Where it can't be made absolute, what was typed is best.
+        let absolute = || std::path::absolute(&self.config).unwrap_or_else(|_| self.config.clone());
+        (!is_known).then(absolute)
+    }
+}
+
 fn run(arguments: &Arguments) -> Result<Done> {
     if let Command::InternalServer { order } = &arguments.command {
         return match isolation::run_order(order) {
@@ -151,7 +162,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         return command.run(&config, &arguments.config, arguments.json);
     }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
-    cx.name_in_commands();
+    cx.name_in_commands(arguments.named_config().as_deref());
     let json = arguments.json;
     if json {
         progress::silence();

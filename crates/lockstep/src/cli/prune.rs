@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::Done;
 use super::output::{self, JSON_VERSION, say};
-use crate::config::parse_bytes;
+use crate::config::parse_most_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::prune::{self, Entry, Fate, Outcome, Place, Plan, Report, Request};
@@ -26,12 +26,12 @@ pub(super) struct Prune {
     /// Remove this set (its id or the beginning of one) whatever the policy says; needs --local or --repository
     #[arg(long = "set", value_name = "ID", requires = "place")]
     sets: Vec<String>,
-    /// In each repository, stop merging after reading this many bytes of indexes
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    /// In each repository, stop merging after reading this many bytes of indexes; 0 merges nothing
+    #[arg(long, value_name = "BYTES", value_parser = parse_most_bytes)]
     max_merge_bytes: Option<u64>,
-    /// In each repository, rewrite at most this much of packs that are mostly dead (repack_below); the next prune
-    /// continues
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "10GiB")]
+    /// In each repository, rewrite at most this much of packs that are mostly dead (repack_below), 0 for none; the
+    /// next prune continues
+    #[arg(long, value_name = "BYTES", value_parser = parse_most_bytes, default_value = "10GiB")]
     max_repack_bytes: u64,
 }
 

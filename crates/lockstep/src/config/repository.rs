@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
+use super::absolute;
+
 /// A repository.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -136,6 +138,14 @@ impl RepositoryConfig {
     /// The first invalid value, in words.
     pub fn check(&self) -> Result<(), String> {
         let place = self.place()?;
+        let files = [
+            ("key_file", &self.key_file),
+            ("passphrase_file", &self.passphrase_file),
+            ("secret_access_key_file", &self.secret_access_key_file),
+        ];
+        for (key, file) in files {
+            file.as_deref().map_or(Ok(()), |file| absolute(key, file))?;
+        }
         if self.key_file.is_some() && self.passphrase_file.is_some() {
             return Err(
                 "key_file and passphrase_file are both set: keep the one that opens the repository"

@@ -8,23 +8,25 @@
 use super::primary::Primary;
 use super::record::{Home, Record};
 use super::room;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::files;
 use crate::postgres::instance;
 use crate::postgres::server::{self, Launch, Stop};
 use crate::steps;
 
+/// Whether the mirror's server runs.
+///
+/// # Errors
+/// When its data directory can't be read.
+pub fn is_running(record: &Record) -> Result<bool> {
+    Ok(instance::postmaster(&record.data())?.is_some())
+}
+
 /// Starts the mirror's server and waits until it takes read-only connections.
 ///
 /// # Errors
-/// When it is running already, or dies (with its own words).
+/// When it dies (with its own words), or a server runs on it already.
 pub fn start(home: &Home, record: &mut Record) -> Result<()> {
-    if instance::postmaster(&record.data())?.is_some() {
-        return Err(Error::usage(
-            format!("mirror \"{}\" is already running", record.name),
-            "`lockstep mirror status` shows its state",
-        ));
-    }
     record.check_mounted(&home.zfs)?;
     room::check(home, record, true)?;
     refresh(home, record)?;

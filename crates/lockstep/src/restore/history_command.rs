@@ -58,7 +58,9 @@ pub(super) fn fetch_file<T>(
     look: impl FnOnce(&Path) -> Result<Option<T>>,
 ) -> Result<Option<T>> {
     let user = cx.os_user()?;
-    let folder = Folder::make(Path::new(PLACE))?;
+    let folder = Folder::make(Path::new(PLACE)).map_err(|error| {
+        error.with_hint("what restore_command delivers is put there; name the set, and nothing has to be asked beforehand")
+    })?;
     let inside = folder.0.join("history");
     files::create_owned_directory(&inside, user)?;
     let path = inside.join(name);

@@ -137,7 +137,7 @@ impl Receiving<'_> {
         };
         let own = zfs.key_location(&encryption.root)?;
         let original = segment(from, shipped)?.key_location;
-        let locations = [Some(own.clone()), original].into_iter().flatten();
+        let locations = [Some(own.clone()), original.clone()].into_iter().flatten();
         match first_that_fits(locations, |location| zfs.load_key(&encryption.root, location)) {
             Ok(location) if location == own => Ok(true),
             Ok(location) => {
@@ -147,8 +147,13 @@ impl Receiving<'_> {
                 Ok(true)
             }
             Err(others) => {
+                let is_wrong = others.iter().any(|(location, _)| *location == own);
                 for (location, error) in others {
                     tracing::warn!(%dataset, %location, error = %error.chain(), "this isn't its key");
+                }
+                // `zfs load-key` would try the wrong one again, and never ask for a passphrase.
+                if let Some(original) = original.filter(|it| is_wrong && *it != own) {
+                    zfs.set("keylocation", &original, std::slice::from_ref(&encryption.root))?;
                 }
                 Ok(false)
             }

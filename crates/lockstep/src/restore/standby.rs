@@ -82,10 +82,15 @@ pub(super) fn does_not_stream(
     restored: &Restored,
 ) -> Option<Problem> {
     let why = why_not_streaming(cx, request, restored)?;
-    Some(Problem {
-        what: format!("nothing streams to the standby: {why}"),
-        hint: "it keeps trying: check the primary and its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()".into(),
-    })
+    let hint = match why.contains("has already been removed") {
+        true => {
+            "its primary no longer has WAL that it needs: restore with --restore-command, which fetches it from an archive, or restore a newer set"
+        }
+        false => {
+            "it keeps trying: check the primary and its pg_hba.conf, make the slot there, or change primary_conninfo and primary_slot_name here with ALTER SYSTEM and pg_reload_conf()"
+        }
+    };
+    Some(Problem { what: format!("nothing streams to the standby: {why}"), hint: hint.into() })
 }
 
 /// Returns the reason, in the server's words.

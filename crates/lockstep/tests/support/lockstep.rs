@@ -149,8 +149,9 @@ impl Lockstep {
     /// Starts it in the background.
     #[track_caller]
     pub fn spawn(&self, arguments: &[&str]) -> Running {
-        let mut program = command(env!("CARGO_BIN_EXE_lockstep"), ["--config"]);
-        program.arg(&self.config).args(arguments).current_dir("/").env("PATH", path_with_turns());
+        let mut program = command(env!("CARGO_BIN_EXE_lockstep"), arguments);
+        program.current_dir("/").env("PATH", path_with_turns());
+        program.env("LOCKSTEP_CONFIG", &self.config);
         for (name, value) in &self.environment {
             program.env(name, value);
         }

@@ -160,7 +160,7 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 /// What the HTTP client says if it couldn't connect: refused, unknown name, untrusted certificate, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
-const ENDPOINT: &str = "could not connect: is the endpoint right, and is the store's server running? if its certificate is from your own authority, set SSL_CERT_FILE to that authority's certificate file";
+const ENDPOINT: &str = "could not connect: is the endpoint right, is the store's server running, and the proxy right if HTTPS_PROXY or HTTP_PROXY names one? if its certificate is from your own authority, set SSL_CERT_FILE to that authority's certificate file";
 const NO_ROOM: &str =
     "make room there, then run the command again: what was stored already is kept";
 const READ_ONLY: &str = "mount the repository's folder read-write, or configure another one";

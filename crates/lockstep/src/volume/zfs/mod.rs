@@ -336,6 +336,13 @@ impl Zfs {
         }
     }
 
+    /// Whether a pool is imported read-only. zfs-fuse can't do that, and doesn't know the property.
+    #[must_use]
+    pub fn is_read_only(&self, pool: &str) -> bool {
+        let said = Program::new("zpool").args(["list", "-H", "-o", "readonly", pool]).run();
+        said.is_ok_and(|said| said.stdout.trim() == "on")
+    }
+
     /// Returns what ZFS says of a pool's blocks that can't be read back, if there are any.
     ///
     /// # Errors
