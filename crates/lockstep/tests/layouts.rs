@@ -495,3 +495,23 @@ fn wal_level_minimal() {
         .expect(exit::REFUSED, &["clone", "create", "dev", "--set", &set.id, "--target-immediate"]);
     assert_eq!(fixture.clones(), [], "nothing is made");
 }
+
+/// PostgreSQL follows it from the data directory's pg_tblspc like any other.
+#[test]
+fn a_tablespace_behind_a_relative_link() {
+    let prepared = prepare(one_pool());
+    let cluster = &prepared.fixture.cluster;
+    cluster.stop(Stop::Fast);
+    let links = cluster.data.join("pg_tblspc");
+    let linked = |link: &std::path::Path| std::fs::read_link(link).expect("a link");
+    let entries = std::fs::read_dir(&links).expect("a folder").flatten().map(|entry| entry.path());
+    let of_ts1 = prepared.fixture.tablespace("ts1");
+    let link = entries.into_iter().find(|link| linked(link) == of_ts1).expect("ts1's link");
+    std::fs::remove_file(&link).expect("the test may");
+    let up = links.components().skip(1).map(|_| "..").collect::<std::path::PathBuf>();
+    let relative = up.join(of_ts1.strip_prefix("/").expect("an absolute path"));
+    std::os::unix::fs::symlink(&relative, &link).expect("the test may");
+    cluster.start();
+    let set = prepared.proves("label");
+    assert_eq!(set.volumes.len(), 4, "{}", set.json);
+}

@@ -275,12 +275,13 @@ fn may_backup(client: &mut Client, version_num: u32) -> Result<bool> {
 /// # Errors
 /// When the statement fails.
 pub fn tablespaces(client: &mut Client) -> Result<Vec<(u32, String)>> {
-    // An in-place tablespace (PostgreSQL 15) has a relative location, pg_tblspc/OID: it is in the data directory and
-    // isn't a part of its own.
+    // The location of an in-place tablespace (PostgreSQL 15) is pg_tblspc/OID: it is in the data directory and isn't a
+    // part of its own. That of another one is what its link says, which may be a relative path that somebody made.
     let rows = client
         .query(
             "SELECT oid, spcname::text FROM pg_tablespace
-              WHERE pg_tablespace_location(oid) LIKE '/%' ORDER BY oid",
+              WHERE pg_tablespace_location(oid) <> ''
+               AND pg_tablespace_location(oid) NOT LIKE 'pg_tblspc/%' ORDER BY oid",
             &[],
         )
         .map_err(|e| Error::sql("cannot list the tablespaces", e))?;
