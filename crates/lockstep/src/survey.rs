@@ -11,7 +11,6 @@ use postgres::Client;
 use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::mirror;
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
 use crate::postgres::links::{self, Link};
@@ -36,10 +35,9 @@ pub struct Survey {
 ///
 /// # Errors
 /// When the disk or ZFS can't be read, a part can't be snapshotted or isn't where its dataset is, a link leads
-/// outside the parts, or the server that answers is another one; when a mirror's data is being replaced.
+/// outside the parts, or the server that answers is another one.
 pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
-    mirror::record::assert_not_half_replaced(cx)?;
     // Before the server is asked, too: it doesn't answer.
     reachable(cx)?;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;

@@ -11,7 +11,7 @@ use crate::names::SetId;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, twice, went_back};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, went_back};
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -255,8 +255,6 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
-    let twice = twice::assert_once(cx, &opened).err().map(|error| failure(&subject, &error));
-    let sets = sets.into_iter().chain(twice);
     another.into_iter().chain(lost).chain(sets).chain(locks).chain(lease).chain(writable).collect()
 }
 

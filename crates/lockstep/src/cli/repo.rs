@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::keys::{self, Source};
 use crate::repository::wrap::Slot;
-use crate::repository::{self, init, known, twice};
+use crate::repository::{self, init, known};
 
 #[derive(Debug, Args)]
 pub(super) struct Repo {
@@ -115,12 +115,6 @@ fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Res
     each(cx, name, json, |name, config| {
         let made = init::run(name, config, known::of(cx, name), how)?;
         known::note(cx, name, &made.id)?;
-        if let Some(other) = twice::with_its_id(cx, name, &made.id).next() {
-            tracing::warn!(
-                "repository {name} has the id of repository {other}: is it a copy of that one? If it is the same \
-                 place, keep only one of the two in the configuration"
-            );
-        }
         let words = match (made.is_new, made.is_again) {
             (true, _) => "made",
             (false, true) => "there again",

@@ -14,14 +14,13 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, ClusterConfig, Config};
-use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::conninfo::{Conninfo, passfile_line};
 use crate::postgres::users;
-use crate::process::{Credentials, quote};
+use crate::process::Credentials;
 use crate::refusal::Refusal;
 use crate::set::journal;
 use crate::volume::mounts::Mounts;
@@ -345,24 +344,6 @@ impl Record {
             None => parsed,
         })
     }
-}
-
-/// Checks that a cluster isn't a mirror whose data was left half replaced: pg_rewind writes pg_control last, so what is
-/// there says "shut down".
-///
-/// # Errors
-/// [`Refusal::Mirror`] if it is one, also while the command runs; when its record can't be read.
-pub fn assert_not_half_replaced(cx: &Context) -> Result<()> {
-    let record = cx.state.state_dir().join("mirrors").join(format!("{}.json", cx.name));
-    let Some(record) = journal::read::<Record>(&record)? else { return Ok(()) };
-    if record.phase != Phase::Recreating || record.data() != cx.cluster.data_directory {
-        return Ok(());
-    }
-    Err(Refusal::Mirror {
-        what: format!("the data of mirror \"{}\" is half old and half new: `mirror recreate` runs, or was interrupted", cx.name),
-        needed: format!("`lockstep mirror recreate {}`, unless it still runs", quote(cx.name.as_str())),
-    }
-    .into())
 }
 
 /// Where this host's mirrors are recorded and registered.

@@ -33,7 +33,6 @@ use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
 use crate::repository::seen;
 use crate::repository::shipped::FILES_IMAGE;
-use crate::repository::twice;
 use crate::repository::{self, Repository, Shipped, of_strata};
 use crate::retention::{self, Candidate, Decision, Policy, Reason};
 use crate::set::at_work;
@@ -105,7 +104,6 @@ pub(super) fn prune(
         true => None,
         false => Some(Held::take_to_delete(cx, &repository)?),
     };
-    twice::assert_once(cx, &repository)?;
     steps::reached("prune.leased")?;
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let bases = local::bases(cx)?;

@@ -52,7 +52,6 @@ pub type Damaged = (SetId, Error);
 #[derive(Debug)]
 pub struct State {
     cluster: ClusterName,
-    state_dir: PathBuf,
     directory: PathBuf,
     owner: String,
     /// Where else sets may be.
@@ -72,8 +71,7 @@ impl State {
         // Fetched WAL holds rows; restored files have owners and modes of their own.
         files::keep_private(&directory.join("sets"))?;
         let owner = owner_of(state_dir)?;
-        let (cluster, state_dir) = (cluster.clone(), state_dir.to_owned());
-        Ok(Self { cluster, state_dir, directory, owner, repositories: Vec::new() })
+        Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
     }
 
     /// Does the same, and records where else the cluster's sets may be.
@@ -86,12 +84,6 @@ impl State {
     #[must_use]
     pub fn owner(&self) -> &str {
         &self.owner
-    }
-
-    /// Returns state_dir, which all clusters share.
-    #[must_use]
-    pub fn state_dir(&self) -> &Path {
-        &self.state_dir
     }
 
     /// Returns the path of a folder or file of this cluster's state.

@@ -285,38 +285,6 @@ fn a_dataset_that_is_not_mounted() {
     wait_for_state(&alone, "main", "follows");
 }
 
-/// Its pg_control says "shut down" to the end, so a set of it would be called consistent.
-#[test]
-fn what_is_half_replaced_is_in_no_set() {
-    let alone = Alone::new(empty_pools());
-    create(&alone, "main");
-    let lockstep = alone.fixture.lockstep();
-    backup(&lockstep, "main");
-    let steps = Steps::new(alone.fixture.root().join("steps"));
-    let step = "mirror.recreate-slot";
-    steps.hold(step);
-    let mut running = lockstep.clone().with_steps(&steps).spawn(&["mirror", "recreate", "main"]);
-    steps.wait_reached(step, &mut running);
-    running.terminate();
-    let (ended, _) = running.wait_or_kill(LIMIT);
-    assert_eq!(ended.code, Some(exit::INTERRUPTED), "{}", ended.describe());
-    steps.release(step);
-    for command in [&["plan"][..], &["backup"], &["backup", "--strategy", "cold"]] {
-        let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", command));
-        for said in ["half old and half new", "hint: `lockstep mirror recreate main`"] {
-            assert!(refused.stderr.contains(said), "{said:?}: {}", refused.describe());
-        }
-    }
-    let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
-    assert!(checked.stdout.contains("half old and half new"), "{}", checked.describe());
-    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    wait_for_state(&alone, "main", "follows");
-    backup(&lockstep, "main");
-    // As a unit does that is enabled right then.
-    let again = lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
-    assert!(again.stdout.contains("is running already"), "{}", again.describe());
-}
-
 /// A set whose manifest can't be read is removed with its mirror like any other, and a mirror that can't be removed
 /// yet doesn't keep others from being made.
 #[test]
