@@ -13,6 +13,7 @@ pub mod record;
 pub mod recreate;
 mod room;
 pub mod serve;
+mod settings;
 pub mod status;
 pub mod verdict;
 

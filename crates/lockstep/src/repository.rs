@@ -30,6 +30,7 @@ pub(crate) mod seen;
 pub mod shipped;
 pub mod stores;
 pub mod tree;
+pub mod twice;
 pub mod unfold;
 pub mod went_back;
 pub mod whole;

@@ -5,7 +5,7 @@ mod support;
 
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{as_postgres, must};
+use support::command::{as_postgres, give_to_postgres, must, wait_until};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
@@ -514,4 +514,44 @@ fn a_tablespace_behind_a_relative_link() {
     cluster.start();
     let set = prepared.proves("label");
     assert_eq!(set.volumes.len(), 4, "{}", set.json);
+}
+
+/// PostgreSQL 14 and older: the folder of statistics and the trigger file outside the data directory are the
+/// original's. A clone leaves them alone, and a restore needs neither.
+#[test]
+fn an_older_version_s_files_outside_are_the_original_s() {
+    let fixture = Fixture::new(two_pools_four_datasets().major(14));
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    let (statistics, trigger) = (fixture.owned("statistics"), fixture.root().join("trigger"));
+    let settings = [("stats_temp_directory", &statistics), ("promote_trigger_file", &trigger)];
+    let conf = cluster.data.join("postgresql.conf");
+    let mut text = std::fs::read_to_string(&conf).expect("it has a text");
+    for (name, path) in settings {
+        text.push_str(&format!("{name} = '{}'\n", path.display()));
+    }
+    std::fs::write(&conf, text).expect("it can be written");
+    cluster.stop(Stop::Fast);
+    cluster.start();
+    fixture.pgbench_tables(SCALE);
+    let inserted = "SELECT n_tup_ins FROM pg_stat_user_tables WHERE relname = 'pgbench_accounts'";
+    let patience = std::time::Duration::from_secs(30);
+    wait_until("rows are counted", patience, || cluster.value("postgres", inserted) == "100000");
+    let set = lockstep.backup("label");
+    lockstep.clone_create("dev", &[]);
+    assert_eq!(cluster.value("postgres", inserted), "100000", "the clone took the statistics");
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+
+    cluster.stop(Stop::Fast);
+    std::fs::remove_dir_all(&statistics).expect("it can be removed");
+    std::fs::write(&trigger, "").expect("it can be written");
+    give_to_postgres(&trigger);
+    let pause = ["--target-immediate", "--target-action", "pause"];
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("paused"), &pause);
+    let is_paused = || {
+        let asked = restored.server().value("postgres", "SELECT pg_get_wal_replay_pause_state()");
+        asked == "paused"
+    };
+    wait_until("it is paused", patience, is_paused);
+    assert!(trigger.exists(), "the trigger is the original's");
+    restored.server().stop(Stop::Fast);
 }

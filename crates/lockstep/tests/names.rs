@@ -96,6 +96,42 @@ fn a_dataset_with_a_long_name_is_shipped() {
     restored.server().stop(Stop::Fast);
 }
 
+/// Below the data directory, where nobody but its owner made it, and deeper than a path may be long.
+#[test]
+fn a_path_longer_than_a_system_call_takes_is_shipped() {
+    use rustix::fs::{Mode, OFlags, mkdirat, open, openat};
+    let fixture = Fixture::new(one_dataset());
+    let lockstep = with_repository(&fixture);
+    let (cluster, flags) = (&fixture.cluster, OFlags::RDONLY | OFlags::DIRECTORY);
+    let deep = |top: &std::path::Path, make: bool| {
+        let mut folder = open(top, flags, Mode::empty()).expect("the data directory is a folder");
+        for _ in 0..30 {
+            let name = "d".repeat(200);
+            if make {
+                mkdirat(&folder, &name, Mode::RWXU).expect("a folder can be made");
+            }
+            folder = openat(&folder, &name, flags, Mode::empty()).expect("it is there");
+        }
+        folder
+    };
+    let bottom = deep(&cluster.data, true);
+    let file = openat(&bottom, "file", OFlags::WRONLY | OFlags::CREATE, Mode::RUSR);
+    rustix::io::write(file.expect("a file can be made"), b"text").expect("it can be written");
+    cluster.execute(&["CREATE TABLE t AS SELECT generate_series(1, 1000) AS n"]);
+    let set = lockstep.backup("label");
+    cluster.execute(&["INSERT INTO t SELECT generate_series(1, 100)"]);
+    lockstep.backup("label");
+    let to = fixture.target("deep");
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = lockstep.restore_and_start(&set.id, &to, &more);
+    assert_eq!(restored.server().value("postgres", "SELECT count(*) FROM t"), "1000");
+    let file = openat(deep(&restored.data, false), "file", OFlags::RDONLY, Mode::empty());
+    let mut found = [0; 8];
+    let length = rustix::io::read(file.expect("it is restored"), &mut found);
+    assert_eq!(length.map(|length| &found[..length]), Ok(&b"text"[..]));
+    restored.server().stop(Stop::Fast);
+}
+
 /// A backup's own text may hold anything that a label may.
 #[test]
 fn odd_label_is_kept() {

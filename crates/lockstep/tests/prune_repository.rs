@@ -82,6 +82,47 @@ fn the_newest_common_set_is_given_up_by_name_where_its_pool_is_gone() {
     }
 }
 
+/// Two names of one folder, which their URLs don't show: the one name's policy would remove what the other's keeps. A
+/// copy of the folder has the same id, and is a repository of its own.
+#[test]
+fn one_repository_under_two_names_is_not_pruned() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let there = folder(&fixture);
+    let (link, copy) = (fixture.root().join("link"), fixture.root().join("copy"));
+    std::os::unix::fs::symlink(&there, &link).expect("a link can be made");
+    let table =
+        |path: &std::path::Path| format!("url = \"file://{}\"\ngrace_hours = 0", path.display());
+    let retention = "\n[clusters.main.retention]\nlocal = { last = 3 }\nrepository = { last = 3 }\nrepositories = { two = { last = 1 } }\n";
+    let both = |second: &std::path::Path| {
+        shipping::configured(&fixture, &[("one", table(&there)), ("two", table(second))], retention)
+    };
+    let lockstep = both(&link);
+    lockstep.expect(exit::DONE, &["repo", "init", "one"]);
+    let made = lockstep.expect(exit::DONE, &["repo", "init", "two"]);
+    assert_said(&made, &["\"two\" and \"one\" are one"]);
+    let sets = [(); 2].map(|()| lockstep.backup("label").id);
+    for more in [&[][..], &["--dry-run"]] {
+        let refused = lockstep.run(&[&["prune"], more].concat());
+        assert_ne!(refused.code, Some(exit::DONE), "{}", refused.describe());
+        assert_said(&refused, &["are one: both lead to the repository with the id", "hint: "]);
+    }
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains("\"one\" and \"two\" are one"), "{}", checked.describe());
+    let list = lockstep.json(&["list", "--from", "repository:one"]);
+    assert_eq!(list["sets"].as_array().map(Vec::len), Some(2), "nothing was removed: {list}");
+
+    must(&mut command("cp", ["-a".as_ref(), there.as_os_str(), copy.as_os_str()]));
+    let lockstep = both(&copy);
+    let newest = lockstep.backup("label").id;
+    lockstep.expect(exit::DONE, &["prune"]);
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("are one"), "{}", checked.describe());
+    for (name, left) in [("one", 3), ("two", 1)] {
+        let list = lockstep.json(&["list", "--from", &format!("repository:{name}")]);
+        assert_eq!(list["sets"].as_array().map(Vec::len), Some(left), "{sets:?}, {newest}: {list}");
+    }
+}
+
 #[test]
 fn what_somebody_asks_for_stays_on_both_sides() {
     let fixture = Fixture::new(two_pools_four_datasets());

@@ -1,4 +1,4 @@
-//! Repositories that have one id: one was made by copying the other.
+//! Repositories that have one id: one was made by copying the other, or both are one (`repository/twice.rs`).
 //!
 //! What could go wrong: once a repository has another name, this host finds its notes about it by the repository's
 //! id, and then can't tell them from a copy's notes.
@@ -37,7 +37,7 @@ fn of_one_id(all: impl Iterator<Item = (String, String)>) -> Vec<Finding> {
             let names = names.join(" and ");
             warning(
                 "repositories",
-                format!("{names} have one id, {id}: one is a copy of the other"),
+                format!("{names} have one id, {id}: one is a copy of the other, or both are one"),
                 hint(),
             )
         })
@@ -56,6 +56,9 @@ mod tests {
         };
         assert!(of(&[("near", "a"), ("far", "b"), ("near", "a")]).is_empty());
         let found = of(&[("near", "a"), ("far", "a"), ("other", "b")]);
-        assert_eq!(found, ["near and far have one id, a: one is a copy of the other"]);
+        assert_eq!(
+            found,
+            ["near and far have one id, a: one is a copy of the other, or both are one"]
+        );
     }
 }

@@ -11,7 +11,7 @@ use crate::names::SetId;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease;
-use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, went_back};
+use crate::repository::{self, Repository, Shipped, ShippedVolume, harm, locks, twice, went_back};
 use crate::retention;
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -255,7 +255,10 @@ pub(super) fn in_repository(cx: &Context, name: &str) -> Vec<Finding> {
         Err(error) => Some(failure(&subject, &error)),
     };
     let writable = writable::repository(&opened, &subject);
-    another.into_iter().chain(lost).chain(sets).chain(locks).chain(lease).chain(writable).collect()
+    let same = twice::other_name(cx, &opened)
+        .map(|other| wrong(&subject, twice::in_words(&opened, other), twice::HINT));
+    let another = another.into_iter().chain(same);
+    another.chain(lost).chain(sets).chain(locks).chain(lease).chain(writable).collect()
 }
 
 /// Checks that everything that the newest set needs is there; if it isn't or wasn't the last time, checks all sets.

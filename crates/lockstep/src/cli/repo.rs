@@ -15,7 +15,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::repository::keys::{self, Source};
 use crate::repository::wrap::Slot;
-use crate::repository::{self, init, known};
+use crate::repository::{self, init, known, twice};
 
 #[derive(Debug, Args)]
 pub(super) struct Repo {
@@ -115,6 +115,12 @@ fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Res
     each(cx, name, json, |name, config| {
         let made = init::run(name, config, known::of(cx, name), how)?;
         known::note(cx, name, &made.id)?;
+        if !made.is_new
+            && let Ok(opened) = repository::open(cx, name)
+            && let Some(other) = twice::other_name(cx, &opened)
+        {
+            tracing::warn!("{}; {}", twice::in_words(&opened, other), twice::HINT);
+        }
         let words = match (made.is_new, made.is_again) {
             (true, _) => "made",
             (false, true) => "there again",

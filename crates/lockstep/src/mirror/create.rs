@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, PROPERTY, Phase, Place, Record};
-use super::{destroy, fill, serve};
+use super::{destroy, fill, serve, settings};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::files;
@@ -220,6 +220,7 @@ fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
 
 fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
     check_names(home, config, wanted)?;
+    settings::check_names(&wanted.settings)?;
     let conninfo = Conninfo::of_primary(&wanted.from).and_then(Conninfo::for_lockstep).map_err(|why| {
         Error::usage(
             format!("--from: {why}"),
@@ -267,6 +268,7 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
         registration: home.registrations.join(format!("{}.toml", wanted.name)),
         repositories: wanted.repositories.clone(),
     };
+    settings::check(&record)?;
     record.credentials()?;
     record.as_toml()?;
     if record.registration.exists() {

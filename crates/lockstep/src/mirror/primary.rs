@@ -64,8 +64,16 @@ impl Primary {
     ) -> Result<Self> {
         match connection::connect_to(conninfo, password_file) {
             Ok(client) => Ok(Self { client }),
-            Err(no_server) => Err(Error::failed(format!("the primary: {}", no_server.words()))
-                .with_hint("check --from and --password-file, and pg_hba.conf of the primary")),
+            Err(no_server) => {
+                let why = no_server.words();
+                let hint = match why.contains("TLS handshake") {
+                    true => {
+                        "check sslmode, sslrootcert, sslcert and host in --from, and the primary's ssl_cert_file; `psql` with the same connection string says what libpq thinks of it"
+                    }
+                    false => "check --from and --password-file, and pg_hba.conf of the primary",
+                };
+                Err(Error::failed(format!("the primary: {why}")).with_hint(hint))
+            }
         }
     }
 

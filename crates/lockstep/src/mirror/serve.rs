@@ -10,8 +10,8 @@ use super::record::{Home, Record};
 use super::room;
 use crate::error::Result;
 use crate::files;
-use crate::postgres::instance;
 use crate::postgres::server::{self, Launch, Stop};
+use crate::postgres::{instance, recovery};
 use crate::steps;
 
 /// Whether the mirror's server runs.
@@ -71,13 +71,14 @@ pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
     let (data, log) = (record.data(), record.log());
     files::rename_over(&log, &record.older_log())?;
     let isolation = room::isolation(home, record);
+    let major = instance::read_control(&data)?.major_version();
     loop {
         let mut server = server::start(&Launch {
             bin_dir: &record.bin_dir,
             data: &data,
             log: &log,
             user,
-            options: options(record),
+            options: options(record, major),
             isolation: isolation.as_ref(),
         })?;
         steps::reached("mirror.launched")?;
@@ -111,7 +112,7 @@ pub fn stop(record: &Record) -> Result<()> {
 }
 
 /// The settings that differ from the primary's.
-fn options(record: &Record) -> Vec<(String, String)> {
+fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {
     let top = record.top();
     let path = |path: &std::path::Path| path.display().to_string();
     let needed = &record.standby_settings;
@@ -146,6 +147,7 @@ fn options(record: &Record) -> Vec<(String, String)> {
     .into_iter()
     .map(|(name, value)| (name.to_owned(), value))
     .collect::<Vec<_>>();
+    all.extend(recovery::of_older(major));
     for (name, value) in &record.settings {
         all.retain(|(known, _)| known != name);
         all.push((name.clone(), value.clone()));
@@ -162,11 +164,12 @@ mod tests {
     fn own_settings_come_last_and_once() {
         let mut record = record();
         record.settings = vec![("shared_buffers".into(), "1GB".into())];
-        let all = options(&record);
+        let all = options(&record, Some(15));
         let of = |name: &str| all.iter().filter(|(n, _)| n == name).collect::<Vec<_>>();
         assert_eq!(of("shared_buffers"), [&("shared_buffers".to_owned(), "1GB".to_owned())]);
         assert_eq!(of("max_connections")[0].1, "100");
         assert_eq!(of("unix_socket_permissions")[0].1, "0700");
+        assert_eq!((of("promote_trigger_file").len(), of("stats_temp_directory").len()), (1, 0));
         // The primary's connection string isn't on the command line.
         assert!(of("primary_conninfo").is_empty());
     }

@@ -56,7 +56,8 @@ pub fn connect_primary(config: &ClusterConfig) -> Option<Result<Client, NoServer
     Some(conninfo.and_then(|conninfo| connect_to(&conninfo, password_file)))
 }
 
-/// Connects according to a connection string; keywords that only concern libpq are ignored.
+/// Connects according to a connection string; keywords that only concern libpq are ignored. Those that would protect
+/// the connection are refused before ([`Conninfo::for_lockstep`]).
 ///
 /// # Errors
 /// As [`connect`].
@@ -64,13 +65,28 @@ pub fn connect_to(conninfo: &Conninfo, password_file: Option<&Path>) -> Result<C
     let not_understood = |why: String| NoServer::Failed(format!("the connection string: {why}"));
     let options = options(conninfo).map_err(|e| not_understood(words(&e)))?;
     let tls = tls::connector(conninfo).map_err(not_understood)?;
-    open(options, password_file, tls)
+    let is_elsewhere = password_file.is_none() && conninfo.get("passfile").is_some();
+    open(options, password_file, tls).map_err(|no_server| match no_server {
+        NoServer::Failed(why) if is_elsewhere && why.contains(NO_PASSWORD) => {
+            NoServer::Failed(format!(
+                "{why}: Lockstep doesn't read passfile; name a file with the password alone in primary_password_file (mirror create: --password-file)"
+            ))
+        }
+        other => other,
+    })
 }
+
+/// The driver's words where the server asks for a password and none was given.
+const NO_PASSWORD: &str = "password missing";
 
 /// The driver's options for a connection string.
 fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     let known = KNOWN.iter().filter_map(|name| Some((name, conninfo.get(name)?)));
     let mut known = known.fold(Conninfo::default(), |all, (name, value)| all.with(name, value));
+    // TLS in the driver needs a host, whose name isn't verified then (tls::connector).
+    if let (None | Some(""), Some(address)) = (conninfo.get("host"), conninfo.get("hostaddr")) {
+        known = known.without("hostaddr").with("host", address);
+    }
     // 0 is what the system has.
     if let Some(count) = conninfo.get("keepalives_count").filter(|count| *count != "0") {
         known = known.with("keepalives_retries", count);
@@ -355,6 +371,10 @@ mod tests {
         assert_eq!(own.get_connect_timeout(), Some(&Duration::from_secs(60)));
         assert_eq!(own.get_keepalives_retries(), Some(3));
         assert_eq!(own.get_dbname(), Some("x"));
+        let host = |text: &str| vec![postgres::config::Host::Tcp(text.to_owned())];
+        assert_eq!(of("hostaddr=::1").get_hosts(), host("::1"));
+        let both = of("host=a hostaddr=::1");
+        assert_eq!((both.get_hosts(), both.get_hostaddrs().len()), (&*host("a"), 1));
         let none = of("host=a connect_timeout=0 keepalives_count=0");
         assert_eq!((none.get_connect_timeout(), none.get_keepalives_retries()), (None, None));
         for (text, attributes) in [

@@ -76,6 +76,28 @@ const NOT_ALLOWED: [&str; 7] = [
     "fallback_application_name",
 ];
 
+/// Keywords without which a connection would be weaker than it was meant to be: which of their values demand
+/// something, and what to write instead.
+const UNMET: [(&str, fn(&str) -> bool, &str); 9] = [
+    (
+        "require_auth",
+        |_| true,
+        "leave it out; with channel_binding=require too, the password is sent to no server that asks for it in clear",
+    ),
+    ("sslcrl", |_| true, "leave it out, if certificates that were revoked may be accepted"),
+    ("sslcrldir", |_| true, "leave it out, if certificates that were revoked may be accepted"),
+    ("sslcertmode", |value| value == "require", "leave it out"),
+    (
+        "sslrootcert",
+        |value| value == "system",
+        "name a file, such as /etc/ssl/certs/ca-certificates.crt",
+    ),
+    ("gssencmode", |value| value == "require", "leave it out; sslmode=require encrypts too"),
+    ("requirepeer", |_| true, "leave it out"),
+    ("min_protocol_version", |value| value != "3.0", "leave it out"),
+    ("service", |_| true, "write what the service file has, such as host=, port= and user="),
+];
+
 impl Conninfo {
     /// Parses the text; the error is a sentence that doesn't repeat a value.
     ///
@@ -149,14 +171,28 @@ impl Conninfo {
     /// The same for a connection that Lockstep itself makes to a primary.
     ///
     /// # Errors
-    /// It demands a kind of server that Lockstep's own connections can't recognize.
+    /// It demands a kind of server that Lockstep's own connections can't recognize, or a protection that they don't
+    /// have.
     pub fn for_lockstep(self) -> Result<Self, String> {
+        if let Some((keyword, value, instead)) = self.unmet() {
+            return Err(format!(
+                "it has {keyword}={value}, and Lockstep's own connections don't do that: {instead}"
+            ));
+        }
         match self.get("target_session_attrs") {
             None | Some("any" | "primary" | "read-write" | "read-only") => Ok(self),
             Some(other) => Err(format!(
                 "it has target_session_attrs={other}, and Lockstep has to ask the primary: write target_session_attrs=primary, or leave it out"
             )),
         }
+    }
+
+    /// What it demands and Lockstep's own connections don't do: a keyword, its value, and what to write instead.
+    fn unmet(&self) -> Option<(&str, &str, &str)> {
+        UNMET.iter().find_map(|(keyword, demands, instead)| {
+            let value = self.get(keyword).filter(|value| !value.is_empty() && demands(value))?;
+            Some((*keyword, value, *instead))
+        })
     }
 
     /// The last value of a keyword, which is the one that libpq uses.
@@ -298,6 +334,36 @@ mod tests {
             assert!(why.contains(&format!("target_session_attrs={other}, and")), "{why}");
             // A standby of a standby connects with libpq, which knows them.
             assert!(Conninfo::of_primary(&text).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_lockstep_cannot_keep_is_refused() {
+        let asked = |more: &str| {
+            Conninfo::of_primary(&format!("host=a {more}")).and_then(Conninfo::for_lockstep)
+        };
+        for some in [
+            "sslmode=verify-full sslrootcert=/ca sslcrl=''",
+            "sslcertmode=allow gssencmode=prefer min_protocol_version=3.0 passfile=/x",
+            "ssl_min_protocol_version=TLSv1.3 channel_binding=require",
+        ] {
+            assert!(asked(some).is_ok(), "{some}");
+        }
+        for other in [
+            "require_auth=scram-sha-256",
+            "sslcrl=/crl",
+            "sslcrldir=/crls",
+            "sslcertmode=require",
+            "sslrootcert=system",
+            "gssencmode=require",
+            "requirepeer=postgres",
+            "min_protocol_version=3.2",
+            "service=db1",
+        ] {
+            let why = asked(other).unwrap_err();
+            assert!(why.contains(&format!("it has {other}, and")), "{why}");
+            // A standby that Lockstep only restores connects with libpq, which does all that.
+            assert!(Conninfo::of_primary(&format!("host=a {other}")).is_ok());
         }
     }
 

@@ -42,6 +42,20 @@ const NEUTRAL: [(&str, &str); 11] = [
     ("recovery_target_xid", ""),
 ];
 
+/// Settings of older versions that name files outside the data directory, by the last major version that has them:
+/// these files are the original's. A server empties the folder of statistics when it starts after a crash or with a
+/// backup's label, and doesn't start without it (pgstat_reset_all in pgstat.c). It ends recovery where the trigger
+/// file exists, and removes it.
+const OF_OLDER: [(u32, &str, &str); 2] =
+    [(14, "stats_temp_directory", "pg_stat_tmp"), (15, "promote_trigger_file", "")];
+
+/// Returns those of [`OF_OLDER`] that this version has, for a server that isn't the original.
+pub fn of_older(major: Option<u32>) -> impl Iterator<Item = (String, String)> {
+    let has = move |last: u32| major.is_some_and(|major| major <= last);
+    let known = OF_OLDER.into_iter().filter(move |(last, ..)| has(*last));
+    known.map(|(_, name, value)| (name.to_owned(), value.to_owned()))
+}
+
 /// One line of a configuration file; the value is quoted for guc-file.l.
 #[must_use]
 pub fn setting(name: &str, value: &str) -> String {
@@ -213,6 +227,15 @@ mod tests {
             "# Do not edit\nwork_mem = '1MB'\n# written by lockstep restore:\nport = '5500'\n"
         );
         assert_eq!(auto_conf(&text, &[("port".into(), "5500".into())]), text);
+    }
+
+    #[test]
+    fn older_versions_leave_the_original_s_files_alone() {
+        let names = |major| of_older(major).map(|(name, _)| name).collect::<Vec<_>>();
+        assert_eq!(names(Some(14)), ["stats_temp_directory", "promote_trigger_file"]);
+        assert_eq!(names(Some(15)), ["promote_trigger_file"]);
+        // A setting that a version doesn't have keeps its server from starting.
+        assert!(names(Some(16)).is_empty() && names(None).is_empty());
     }
 
     #[test]

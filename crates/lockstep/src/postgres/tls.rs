@@ -4,6 +4,8 @@
 //! `verify-ca` only `require` with `sslrootcert` verifies the certificate. What could go wrong: believing that
 //! `require` proves who is at the other end; it only says that nobody else listens.
 
+mod version1;
+
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,12 +15,16 @@ use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::version::{TLS12, TLS13};
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, InconsistentKeys, RootCertStore,
+    SignatureScheme, SupportedProtocolVersion,
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::conninfo::Conninfo;
+use version1::Version1;
 
 /// What is checked in the server's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,13 +34,14 @@ enum Verify {
     AuthorityAndName,
 }
 
-/// Makes a connector according to `sslmode`, `sslrootcert`, `sslcert` and `sslkey` of the connection string; the
-/// error is a sentence.
+/// Makes a connector according to the keywords of the connection string that begin with `ssl`; the error is a
+/// sentence. [`Conninfo::for_lockstep`] refuses those that aren't kept here.
 ///
 /// # Errors
-/// An unknown mode, or a file that can't be read.
+/// An unknown mode or version, a file that can't be read, or no host whose name could be verified.
 pub fn connector(conninfo: &Conninfo) -> Result<MakeRustlsConnect, String> {
-    let root = conninfo.get("sslrootcert").filter(|path| !path.is_empty());
+    let get = |name: &str| conninfo.get(name).filter(|value| !value.is_empty());
+    let root = get("sslrootcert");
     let verify = match (conninfo.get("sslmode").unwrap_or("prefer"), root) {
         ("verify-full", _) => Verify::AuthorityAndName,
         ("verify-ca", _) | ("require", Some(_)) => Verify::Authority,
@@ -52,24 +59,68 @@ pub fn connector(conninfo: &Conninfo) -> Result<MakeRustlsConnect, String> {
         }
         (_, Some(root)) => Some(Authority::new(root, verify, provider.clone())?),
     };
+    if verify == Verify::AuthorityAndName && get("host").is_none() {
+        return Err(
+            "sslmode=verify-full needs the host's name: write host= beside hostaddr=".into()
+        );
+    }
     let verifier = Arc::new(Verifier { provider: provider.clone(), authority });
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
+    let config = ClientConfig::builder_with_provider(provider.clone())
+        .with_protocol_versions(&versions(conninfo)?)
         .map_err(|e| e.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(verifier);
-    let own = (conninfo.get("sslcert"), conninfo.get("sslkey"));
-    let config = match own {
-        (Some(certificate), Some(key)) => {
-            let secret = PrivateKeyDer::from_pem_file(key)
-                .map_err(|e| format!("sslkey \"{key}\" can't be read: {e}"))?;
-            config
-                .with_client_auth_cert(certificates(certificate)?, secret)
-                .map_err(|e| format!("sslcert \"{certificate}\": {e}"))?
+    let config = match (get("sslcert"), get("sslkey")) {
+        (Some(certificate), Some(key)) if get("sslcertmode") != Some("disable") => {
+            let own = own_certificate(certificate, key, &provider)?;
+            config.with_client_cert_resolver(Arc::new(own))
         }
         _ => config.with_no_client_auth(),
     };
     Ok(MakeRustlsConnect::new(config))
+}
+
+/// The versions of TLS that the connection may have.
+fn versions(conninfo: &Conninfo) -> Result<Vec<&'static SupportedProtocolVersion>, String> {
+    const NAMES: [&str; 4] = ["TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3"];
+    let limit = |keyword: &str, default: usize| match conninfo.get(keyword) {
+        None | Some("") => Ok(default),
+        Some(value) => NAMES
+            .iter()
+            .position(|name| name.eq_ignore_ascii_case(value))
+            .ok_or_else(|| format!("{keyword} \"{value}\" isn't known")),
+    };
+    let allowed = limit("ssl_min_protocol_version", 0)?..=limit("ssl_max_protocol_version", 3)?;
+    let ours = [(2, &TLS12), (3, &TLS13)].into_iter();
+    let ours: Vec<_> =
+        ours.filter(|(at, _)| allowed.contains(at)).map(|(_, version)| version).collect();
+    match ours.is_empty() {
+        true => Err("ssl_min_protocol_version and ssl_max_protocol_version allow neither TLSv1.2 nor TLSv1.3, which are those that Lockstep has".into()),
+        false => Ok(ours),
+    }
+}
+
+/// Returns the certificate that is shown to the server; its key has to be the one that is there.
+fn own_certificate(
+    path: &str,
+    key: &str,
+    provider: &CryptoProvider,
+) -> Result<SingleCertAndKey, String> {
+    let wrong = |e: Error| format!("sslcert \"{path}\": {e}");
+    let secret = PrivateKeyDer::from_pem_file(key)
+        .map_err(|e| format!("sslkey \"{key}\" can't be read: {e}"))?;
+    let chain = certificates(path)?;
+    let own = match chain.first().and_then(Version1::of) {
+        Some(certificate) => {
+            let key = provider.key_provider.load_private_key(secret).map_err(wrong)?;
+            if key.public_key() != Some(certificate.public_key().map_err(wrong)?) {
+                return Err(wrong(InconsistentKeys::KeyMismatch.into()));
+            }
+            CertifiedKey::new(chain, key)
+        }
+        None => CertifiedKey::from_der(chain, secret, provider).map_err(wrong)?,
+    };
+    Ok(own.into())
 }
 
 fn certificates(path: &str) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -125,7 +176,19 @@ impl ServerCertVerifier for Verifier {
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
         let Some(authority) = &self.authority else { return Ok(ServerCertVerified::assertion()) };
-        if authority.named.iter().any(|named| named.as_ref() == end_entity.as_ref()) {
+        let is_named = authority.named.iter().any(|named| named.as_ref() == end_entity.as_ref());
+        if let Some(certificate) = Version1::of(end_entity) {
+            let algorithms = &self.provider.signature_verification_algorithms;
+            match is_named {
+                true => certificate.verify_dates(now)?,
+                false => certificate.verify_issuer(&authority.named, algorithms, now)?,
+            }
+            if authority.check_name {
+                certificate.verify_name(server_name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
+        if is_named {
             if authority.check_name {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             }
@@ -147,7 +210,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls12_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        match Version1::of(cert) {
+            Some(certificate) => certificate.verify_tls12(message, dss, algorithms),
+            None => verify_tls12_signature(message, cert, dss, algorithms),
+        }
     }
 
     fn verify_tls13_signature(
@@ -156,7 +223,11 @@ impl ServerCertVerifier for Verifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        match Version1::of(cert) {
+            Some(certificate) => certificate.verify_tls13(message, dss, algorithms),
+            None => verify_tls13_signature(message, cert, dss, algorithms),
+        }
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
@@ -184,5 +255,23 @@ mod tests {
         assert!(refused("sslmode=verify-ca").contains("sslrootcert"));
         assert!(refused("sslmode=always").contains("always"));
         assert!(refused("sslmode=verify-full sslrootcert=/no/such").contains("/no/such"));
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/certificates/authority.crt");
+        connector(&format!("hostaddr=::1 sslmode=verify-ca sslrootcert='{root}'"));
+        connector(&format!("host=a hostaddr=::1 sslmode=verify-full sslrootcert='{root}'"));
+        let no_name = refused(&format!("hostaddr=::1 sslmode=verify-full sslrootcert='{root}'"));
+        assert!(no_name.contains("host="), "{no_name}");
+    }
+
+    #[test]
+    fn versions_are_those_between_the_limits() {
+        let versions = |text: &str| versions(&Conninfo::parse(text).unwrap());
+        assert_eq!(versions("ssl_min_protocol_version=''"), Ok(vec![&TLS12, &TLS13]));
+        assert_eq!(versions("ssl_min_protocol_version=tlsv1"), Ok(vec![&TLS12, &TLS13]));
+        assert_eq!(versions("ssl_min_protocol_version=TLSv1.3"), Ok(vec![&TLS13]));
+        assert_eq!(versions("ssl_max_protocol_version=TLSv1.2"), Ok(vec![&TLS12]));
+        assert!(versions("ssl_max_protocol_version=TLSv1.1").is_err());
+        let crossed = "ssl_min_protocol_version=TLSv1.3 ssl_max_protocol_version=TLSv1.2";
+        assert!(versions(crossed).is_err());
+        assert!(versions("ssl_min_protocol_version=SSLv3").unwrap_err().contains("SSLv3"));
     }
 }

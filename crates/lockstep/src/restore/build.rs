@@ -519,6 +519,7 @@ impl<'a> Build<'a> {
         owner: Option<Credentials>,
     ) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
+        settings.extend(recovery::of_older(self.manifest.postgres.major));
         if self.holds_subscriptions() {
             recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
         }

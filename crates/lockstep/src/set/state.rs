@@ -92,6 +92,14 @@ impl State {
         self.directory.join(name)
     }
 
+    /// Returns the folder with the records of this host's mirrors.
+    #[must_use]
+    pub fn mirrors(&self) -> PathBuf {
+        // state_dir/clusters/NAME is this cluster's.
+        let state_dir = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
+        state_dir.join("mirrors")
+    }
+
     /// Returns the folder of a set.
     #[must_use]
     pub fn set_directory(&self, set: &SetId) -> PathBuf {

@@ -3,9 +3,12 @@
 //! content isn't stored now, or wasn't before.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::fs::{self, DirEntry};
+use std::fs::{self, DirEntry, File};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
+
+use rustix::fs::{Mode, OFlags, openat};
 
 use crate::error::{Error, Result};
 use crate::postgres::classify::{self, Class, Folder};
@@ -49,19 +52,20 @@ pub fn walk(
     let mut left_out: BTreeMap<classify::Why, (u64, u64)> = BTreeMap::new();
     // From inside: a snapshot in `.zfs` is mounted by the first look into it, and may be mounted again.
     let top = root.join("");
-    let device = device_of(&top)?;
+    let device = device_of(&open(&top, Path::new(""))?, &top)?;
     let mut waiting = vec![PathBuf::new()];
     while let Some(inside) = waiting.pop() {
         let kind = folder_of(parts, &inside);
         let path = root.join(&inside);
-        if device_of(&path)? != device {
-            if device_of(&top)? != device {
+        let folder = open(&top, &inside)?;
+        if device_of(&folder, &path)? != device {
+            if device_of(&open(&top, Path::new(""))?, &top)? != device {
                 return Err(mounted_anew(root));
             }
             // A mount point of another file system.
             continue;
         }
-        let (names, found) = list(&path, &inside, &mut waiting)?;
+        let (names, found) = list(&folder, &path, &inside, &mut waiting)?;
         let at = u32::try_from(walked.folders.len()).unwrap_or(u32::MAX);
         let mut has_relations = false;
         let classes: Vec<Class> = classify::files(kind, &names, recovers).collect();
@@ -78,7 +82,8 @@ pub fn walk(
                     continue;
                 }
             }
-            let metadata = entry.metadata().map_err(Error::io("look at", entry.path()))?;
+            let metadata =
+                entry.metadata().map_err(Error::io("look at", path.join(entry.file_name())))?;
             match class {
                 // A file with two names would be left out only if both say so; there are no such files.
                 Class::LeftOut(why) if metadata.nlink() == 1 => {
@@ -101,22 +106,51 @@ pub fn walk(
         .into_iter()
         .map(|(why, (files, bytes))| LeftOut { why: why.words().to_owned(), files, bytes })
         .collect();
-    if device_of(&top)? != device {
+    if device_of(&open(&top, Path::new(""))?, &top)? != device {
         return Err(mounted_anew(root));
     }
     Ok(walked)
 }
 
+/// The longest part of a path that is opened at once: PATH_MAX less the longest name.
+const AT_ONCE: usize = 4096 - 256;
+
+/// Opens a folder of the snapshot. In a snapshot a path may be longer than a system call takes.
+fn open(top: &Path, inside: &Path) -> Result<File> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let failed = Error::io("open", top.join(inside));
+    let mut folder = match rustix::fs::open(top, flags, Mode::empty()) {
+        Ok(folder) => folder,
+        Err(e) => return Err(failed(e.into())),
+    };
+    let mut part = PathBuf::new();
+    let mut names = inside.iter().peekable();
+    while let Some(name) = names.next() {
+        part.push(name);
+        if names.peek().is_some() && part.as_os_str().len() < AT_ONCE {
+            continue;
+        }
+        folder = match openat(&folder, &part, flags | OFlags::NOFOLLOW, Mode::empty()) {
+            Ok(folder) => folder,
+            Err(e) => return Err(failed(e.into())),
+        };
+        part.clear();
+    }
+    Ok(folder.into())
+}
+
 /// Lists a folder's files with their names. Subfolders are added to those still to walk.
 fn list(
+    folder: &File,
     path: &Path,
     inside: &Path,
     waiting: &mut Vec<PathBuf>,
 ) -> Result<(Vec<String>, Vec<DirEntry>)> {
     let (mut names, mut found) = (Vec::new(), Vec::new());
-    for entry in fs::read_dir(path).map_err(Error::io("list", path))? {
+    let opened = format!("/proc/self/fd/{}", folder.as_raw_fd());
+    for entry in fs::read_dir(opened).map_err(Error::io("list", path))? {
         let entry = entry.map_err(Error::io("list", path))?;
-        let kind = entry.file_type().map_err(Error::io("look at", entry.path()))?;
+        let kind = entry.file_type().map_err(Error::io("look at", path.join(entry.file_name())))?;
         if kind.is_dir() {
             waiting.push(inside.join(entry.file_name()));
         } else if kind.is_file() {
@@ -128,8 +162,8 @@ fn list(
     Ok((names, found))
 }
 
-fn device_of(path: &Path) -> Result<u64> {
-    Ok(fs::symlink_metadata(path).map_err(Error::io("look at", path))?.dev())
+fn device_of(folder: &File, path: &Path) -> Result<u64> {
+    Ok(folder.metadata().map_err(Error::io("look at", path))?.dev())
 }
 
 fn mounted_anew(root: &Path) -> Error {
@@ -169,5 +203,27 @@ mod tests {
         fs::remove_file(&root).unwrap();
         let walked = walked.unwrap();
         assert_eq!(walked.classes.len(), 1, "{walked:?}");
+    }
+
+    #[test]
+    fn a_path_may_be_longer_than_a_system_call_takes() {
+        let root = tempfile::tempdir().unwrap();
+        let mut folder = open(root.path(), Path::new("")).unwrap();
+        let mut inside = PathBuf::new();
+        for _ in 0..60 {
+            let name = "d".repeat(200);
+            rustix::fs::mkdirat(&folder, &name, Mode::RWXU).unwrap();
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY;
+            folder = openat(&folder, &name, flags, Mode::empty()).unwrap().into();
+            inside.push(name);
+        }
+        rustix::fs::mkdirat(&folder, "at the bottom", Mode::RWXU).unwrap();
+        assert!(fs::symlink_metadata(root.path().join(&inside)).is_err());
+        let (folder, mut waiting) = (open(root.path(), &inside).unwrap(), Vec::new());
+        list(&folder, &root.path().join(&inside), &inside, &mut waiting).unwrap();
+        assert_eq!(waiting, [inside.join("at the bottom")]);
+        let (kind, data) = (PartKind::Data, PathBuf::new());
+        let data = SetPart { kind, path: root.path().to_path_buf(), inside: data };
+        walk(root.path(), &[data], true, &HashSet::new()).unwrap();
     }
 }

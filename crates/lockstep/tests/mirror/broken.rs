@@ -316,6 +316,41 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     assert_gone(&alone, "main", "destroyed with a set that can't be read");
 }
 
+/// An interrupted `mirror recreate` leaves data that is half old and half new, and that may look shut down.
+#[test]
+fn half_new_is_not_backed_up() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let good = backup(&lockstep, "main");
+    for (step, signal) in
+        [("mirror.recreate-recorded", Signal::TERM), ("mirror.recreate-emptied", Signal::KILL)]
+    {
+        let steps = Steps::new(alone.fixture.root().join(step));
+        steps.hold(step);
+        let recreate = ["mirror", "recreate", "main", "--base-backup"];
+        let mut running = lockstep.clone().with_steps(&steps).spawn(&recreate);
+        steps.wait_reached(step, &mut running);
+        running.signal(signal);
+        steps.release(step);
+        assert_ne!(running.wait(LIMIT).code, Some(exit::DONE), "it was cut off at {step}");
+        for words in [&["plan"][..], &["backup"], &["backup", "--strategy", "cold"]] {
+            let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", words));
+            let hint = "lockstep mirror recreate main";
+            assert!(refused.stderr.contains(hint), "{step}: {}", refused.describe());
+        }
+        let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
+        assert!(checked.stdout.contains("half old and half new"), "{}", checked.describe());
+    }
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+    let new = backup(&lockstep, "main");
+    let listed = lockstep.json(&of_cluster("main", &["list"]));
+    let sets = listed["sets"].as_array().expect("a list of sets").len();
+    assert_eq!(sets, 2, "{} and {}: {listed}", good.id, new.id);
+}
+
 /// state_dir is replaced by a copy from when the mirror was being made.
 #[test]
 fn one_that_was_complete_is_not_taken_for_half_made() {

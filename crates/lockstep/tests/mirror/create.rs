@@ -91,6 +91,8 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
         "{seen}"
     );
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    let again = lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    assert!(again.stdout.contains("is running already"), "{}", again.describe());
     wait_for_state(&alone, "main", "follows");
     let refused = lockstep.expect(exit::REFUSED, &["mirror", "destroy", "main"]);
     assert!(refused.stderr.contains("has 2 backup sets"), "{}", refused.describe());
@@ -309,6 +311,130 @@ fn password_and_tls() {
     assert_eq!(set.strategy, "label");
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
     assert_gone(&alone, "main", "destroyed");
+}
+
+/// Certificates made as PostgreSQL's manual makes them, which have no extensions and so are of X.509 version 1: the
+/// server's and the one that Lockstep shows it.
+#[test]
+fn certificates_of_version_1() {
+    let alone = Alone::new(empty_pools());
+    let folder = alone.fixture.root().join("tls");
+    fs::create_dir(&folder).expect("a folder can be made");
+    let openssl = |line: &str| {
+        must(command("openssl", line.split(' ').map(str::to_owned)).current_dir(&folder))
+    };
+    for name in ["root", "other"] {
+        openssl(&format!(
+            "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=root -keyout {name}.key -out {name}.crt"
+        ));
+    }
+    for (name, subject) in [("server", "localhost"), ("client", "mirror")] {
+        openssl(&format!(
+            "req -new -newkey rsa:2048 -nodes -subj /CN={subject} -keyout {name}.key -out {name}.csr"
+        ));
+        openssl(&format!(
+            "x509 -req -in {name}.csr -days 2 -CA root.crt -CAkey root.key -CAcreateserial -out {name}.crt"
+        ));
+        let text = openssl(&format!("x509 -in {name}.crt -noout -text"));
+        assert!(text.contains("Version: 1 "), "this OpenSSL makes others: {text}");
+    }
+    let data = &alone.primary.data;
+    for name in ["server.crt", "server.key", "root.crt"] {
+        let copy = data.join(name);
+        fs::copy(folder.join(name), &copy).expect("it can be copied");
+        give_to_postgres(&copy);
+        must(command("chmod", ["600", copy.to_str().expect("it is UTF-8")]).current_dir("/"));
+    }
+    let hba = "local all all trust\nhostssl all mirror 127.0.0.1/32 cert\nhostssl all plain 127.0.0.1/32 trust\n";
+    fs::write(data.join("pg_hba.conf"), hba).expect("pg_hba.conf can be written");
+    set(&alone.primary, "listen_addresses = '127.0.0.1'\nssl = on\nssl_ca_file = 'root.crt'\n");
+    alone.primary.stop(Stop::Fast);
+    alone.primary.start();
+    for role in ["mirror", "plain"] {
+        alone.primary.execute(&[
+            &format!("CREATE ROLE {role} LOGIN REPLICATION"),
+            &format!("GRANT pg_read_all_settings TO {role}"),
+        ]);
+    }
+
+    let lockstep = alone.fixture.lockstep();
+    let port = alone.primary.port;
+    let dry = |more: &str| {
+        let mut arguments = create_words(&alone, "main");
+        let tls = folder.display().to_string();
+        arguments[4] = format!("port={port} {}", more.replace('@', &format!("{tls}/")));
+        arguments.push("--dry-run".to_owned());
+        lockstep.run(&words(&arguments))
+    };
+    let client =
+        "host=localhost hostaddr=127.0.0.1 user=mirror sslcert=@client.crt sslkey=@client.key";
+    for good in [
+        "host=localhost hostaddr=127.0.0.1 user=plain".to_owned(),
+        "hostaddr=127.0.0.1 user=plain sslmode=verify-ca sslrootcert=@root.crt".to_owned(),
+        format!("{client} sslmode=verify-full sslrootcert=@root.crt"),
+        format!("{client} sslmode=verify-full sslrootcert=@server.crt"),
+        format!(
+            "{client} sslmode=verify-full sslrootcert=@root.crt ssl_max_protocol_version=TLSv1.2"
+        ),
+        format!("{client} sslmode=require ssl_min_protocol_version=TLSv1.3"),
+    ] {
+        let outcome = dry(&good);
+        assert_eq!(outcome.code, Some(exit::DONE), "{good}: {}", outcome.describe());
+    }
+    for (bad, code, why) in [
+        (
+            format!("{client} sslmode=verify-ca sslrootcert=@other.crt"),
+            exit::FAILED,
+            "BadSignature",
+        ),
+        (
+            format!("{client} sslmode=verify-ca sslrootcert=@client.crt"),
+            exit::FAILED,
+            "UnknownIssuer",
+        ),
+        (
+            client.replace("=localhost", "=another") + " sslmode=verify-full sslrootcert=@root.crt",
+            exit::FAILED,
+            "NotValidForName",
+        ),
+        (client.replace("client.key", "server.key"), exit::FAILED, "KeyMismatch"),
+        (format!("{client} sslcertmode=disable"), exit::FAILED, "certificate"),
+        (format!("{client} require_auth=none"), exit::USAGE, "require_auth=none"),
+        (
+            format!("{client} sslmode=verify-ca sslrootcert=@root.crt sslcrl=@crl"),
+            exit::USAGE,
+            "sslcrl",
+        ),
+        ("service=db1".to_owned(), exit::USAGE, "service=db1"),
+    ] {
+        let outcome = dry(&bad);
+        assert_eq!(outcome.code, Some(code), "{bad}: {}", outcome.describe());
+        assert!(outcome.stderr.contains(why), "{bad}: {}", outcome.describe());
+        assert!(outcome.stderr.contains("hint: "), "{bad}: {}", outcome.describe());
+    }
+}
+
+/// A setting that the server wouldn't take, or by which Lockstep wouldn't find it, is refused before anything is made.
+#[test]
+fn settings_are_checked_first() {
+    let alone = Alone::new(empty_pools());
+    let lockstep = alone.fixture.lockstep();
+    for (setting, why) in [
+        ("nope=1", "unrecognized configuration parameter \"nope\""),
+        ("shared_buffers=lots", "invalid value for parameter \"shared_buffers\": \"lots\""),
+        ("Port=25999", "--port"),
+        ("unix_socket_directories=/nowhere", "Lockstep sets it itself"),
+    ] {
+        let mut arguments = create_words(&alone, "main");
+        arguments.extend(["--setting", setting, "--dry-run"].map(str::to_owned));
+        let refused = lockstep.expect(exit::USAGE, &words(&arguments));
+        assert!(refused.stderr.contains(why), "{setting}: {}", refused.describe());
+    }
+    let mut arguments = create_words(&alone, "main");
+    arguments.extend(
+        ["--setting", "work_mem=7MB", "--setting", "a.b=1", "--dry-run"].map(str::to_owned),
+    );
+    lockstep.expect(exit::DONE, &words(&arguments));
 }
 
 /// Collects the command lines of all of this machine's processes, again and again.
