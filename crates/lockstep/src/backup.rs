@@ -20,8 +20,6 @@ use crate::set::manifest::Manifest;
 use crate::set::unfinished;
 use crate::{steps, survey};
 
-pub(crate) use certify::flat_configuration;
-
 use attempt::Attempt;
 
 /// How many times a set is attempted if the layout or the WAL changes meanwhile.

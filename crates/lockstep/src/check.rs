@@ -282,6 +282,9 @@ fn of_facts(facts: &Facts, choice: StrategyChoice) -> Vec<Finding> {
         Err(other) => all.push(ok("connection", other.words())),
     }
     all.extend(facts.server.iter().flat_map(of_wal_keepers));
+    // The plan's warnings say the rest.
+    let lacking = facts.configuration.warnings.iter().filter(|warning| warning.problem);
+    all.extend(lacking.map(|w| wrong("configuration", w.what.clone(), w.hint.clone())));
     for volume in &facts.layout.volumes {
         all.push(ok(
             space::SUBJECT,

@@ -1,5 +1,7 @@
 //! Collects the facts of a cluster as they are now: disk, server, ZFS. It changes nothing.
 
+mod configuration;
+
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -48,6 +50,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         (Ok(server), Some(client)) if server.in_recovery => ask_primary(cx, client, server)?,
         _ => None,
     };
+    let configuration = configuration::find(cx, &control, server.as_ref().ok(), client.as_mut())?;
     let layout = layout(cx, server.as_ref().ok())?;
     check_places(cx, &layout, &control)?;
     let multi_snapshot = match layout.volumes.first() {
@@ -65,6 +68,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         has_primary: cx.cluster.primary.is_some(),
         primary,
         server,
+        configuration,
         multi_snapshot,
         checkpoint: cx.cluster.checkpoint,
         min_free: cx.cluster.min_free(),

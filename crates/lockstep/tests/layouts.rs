@@ -3,9 +3,10 @@
 
 mod support;
 
+use std::path::PathBuf;
 use support::checker::Checker;
 use support::cluster::{Cluster, Stop};
-use support::command::{as_postgres, give_to_postgres, must, wait_until};
+use support::command::{as_postgres, command, give_to_postgres, must, wait_until};
 use support::fixture::{Fixture, assert_clean};
 use support::layout::{
     Layout, eight_datasets, nested_wal, one_dataset, one_pool, two_pools_four_datasets,
@@ -247,6 +248,212 @@ fn what_pg_hba_conf_includes_is_in_the_set() {
     let words = ["pg_ident.conf is", "so it isn't in the set", "which", "includes, isn't there"];
     assert!(words.iter().all(|words| taken.stderr.contains(words)), "{}", taken.describe());
     fixture.discard_restored(&to, &set);
+}
+
+/// Debian's layout: moves the configuration of a running server out of its data directory, with `more` at its end, and
+/// starts the server again. Returns it, to be started and stopped by its configuration, and the folder.
+#[track_caller]
+fn with_its_configuration_elsewhere(fixture: &Fixture, more: &str) -> (Cluster, PathBuf) {
+    let cluster = &fixture.cluster;
+    cluster.stop(Stop::Fast);
+    let etc = fixture.owned("etc");
+    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
+        must(as_postgres("mv", ["-t"]).args([&etc, &cluster.data.join(name)]));
+    }
+    let conf = etc.join("postgresql.conf");
+    let text = std::fs::read_to_string(&conf).expect("it is there");
+    let data = cluster.data.display();
+    std::fs::write(&conf, format!("{text}\ndata_directory = '{data}'\n{more}"))
+        .expect("the test may");
+    let elsewhere = Cluster { data: etc.clone(), ..cluster.clone() };
+    elsewhere.start();
+    (elsewhere, etc)
+}
+
+/// Takes a set; returns it, its postgresql.conf, and what was said.
+#[track_caller]
+fn with_its_conf(lockstep: &Lockstep, fixture: &Fixture, code: i32) -> (Set, String, String) {
+    let taken = lockstep.expect(code, &["--json", "backup"]);
+    let set = Set::of(&json_of(&taken));
+    let kept = fixture.state.join("clusters/main/sets").join(&set.id).join("config");
+    let conf = std::fs::read_to_string(kept.join("postgresql.conf")).unwrap_or_default();
+    (set, conf, taken.stderr)
+}
+
+/// `check` and `plan` say it too, before there is a set.
+#[track_caller]
+fn assert_check_and_plan_say(lockstep: &Lockstep, words: &str) {
+    let checked = lockstep.expect(exit::PROBLEMS, &["--json", "check"]);
+    let findings = json_of(&checked)["findings"].clone();
+    let is_it = |finding: &serde_json::Value| {
+        finding["subject"] == "configuration" && finding["what"].to_string().contains(words)
+    };
+    let found = findings.as_array().is_some_and(|all| all.iter().any(is_it));
+    assert!(found, "{words}: {}", checked.describe());
+    let planned = lockstep.json(&["plan"])["warnings"].clone();
+    let is_it = |warning: &serde_json::Value| {
+        warning["problem"] == true && warning["what"].to_string().contains(words)
+    };
+    assert!(planned.as_array().is_some_and(|all| all.iter().any(is_it)), "{words}: {planned}");
+}
+
+/// PostgreSQL applies no value that waits for a restart, and nothing of a file that has an error.
+#[test]
+fn a_set_has_all_that_a_postgresql_conf_elsewhere_says() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let more = "work_mem = '7MB'\nmax_prepared_transactions = 5\nmax_worker_processes = 12\n\
+                search_path = 'public'\n";
+    let (server, etc) = with_its_configuration_elsewhere(&fixture, more);
+    server.execute(&["CREATE TABLE t AS SELECT 1 AS n"]);
+    server.execute(&["BEGIN", "INSERT INTO t VALUES (2)", "PREPARE TRANSACTION 'open'"]);
+    let conf = etc.join("postgresql.conf");
+    let change = |from: &str, to: &str| {
+        let text = std::fs::read_to_string(&conf).expect("it is there");
+        assert!(text.contains(from), "{from}: {text}");
+        std::fs::write(&conf, text.replace(from, to)).expect("the test may");
+    };
+
+    change("max_prepared_transactions = 5", "max_prepared_transactions = 50");
+    change("max_worker_processes = 12", "max_worker_processes = 9");
+    let (_, kept, _) = with_its_conf(&lockstep, &fixture, exit::DONE);
+    for setting in ["max_prepared_transactions = '50'", "work_mem = '7MB'"] {
+        assert!(kept.contains(setting), "{setting}: {kept}");
+    }
+    // Recovery needs what the server runs with.
+    let (written, needed) = ("max_worker_processes = '9'", "max_worker_processes = '12'");
+    let at = |setting: &str| kept.find(setting).unwrap_or_else(|| panic!("{setting}: {kept}"));
+    assert!(at(written) < at(needed), "{kept}");
+
+    // The server runs on, and a restart would fail.
+    change("work_mem = '7MB'", "work_mem = '7MB'\nwrk_mem = '9MB'");
+    let unknown = "unrecognized configuration parameter (wrk_mem)";
+    assert_check_and_plan_say(&lockstep, unknown);
+    let (set, kept, said) = with_its_conf(&lockstep, &fixture, exit::PROBLEMS);
+    assert!(said.contains(unknown), "{said}");
+    assert!(!kept.contains("wrk_mem"), "{kept}");
+    let to = fixture.target("r");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    assert_eq!(restored.server().value("postgres", "SHOW work_mem"), "7MB");
+    assert_eq!(restored.server().value("postgres", "SHOW max_worker_processes"), "12");
+    restored.server().execute(&["COMMIT PREPARED 'open'"]);
+    restored.server().stop(Stop::Fast);
+    fixture.discard_restored(&to, &set.id);
+    change("wrk_mem = '9MB'\n", "");
+
+    // A role that may not read the file's settings.
+    let role = "CREATE ROLE backup LOGIN REPLICATION; GRANT pg_read_all_settings TO backup; \
+        GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO backup";
+    server.execute(&role.split("; ").collect::<Vec<_>>());
+    let text = fixture.configuration("auto", true);
+    std::fs::write(fixture.config(), text.replace("user = \"postgres\"", "user = \"backup\""))
+        .expect("it can be written");
+    assert_check_and_plan_say(&lockstep, "permission denied");
+    let (_, kept, said) = with_its_conf(&lockstep, &fixture, exit::PROBLEMS);
+    assert!(said.contains("GRANT SELECT ON pg_file_settings"), "{said}");
+    for setting in ["work_mem = '7MB'", "max_prepared_transactions = '5'"] {
+        assert!(kept.contains(setting), "{setting}: {kept}");
+    }
+    server.execute(&[
+        "GRANT SELECT ON pg_file_settings TO backup",
+        "GRANT EXECUTE ON FUNCTION pg_show_all_file_settings() TO backup",
+    ]);
+    let (_, kept, _) = with_its_conf(&lockstep, &fixture, exit::DONE);
+    for setting in ["max_prepared_transactions = '50'", "search_path = 'public'"] {
+        assert!(kept.contains(setting), "{setting}: {kept}");
+    }
+    server.execute(&["ROLLBACK PREPARED 'open'"]);
+    server.stop(Stop::Fast);
+    assert_clean(&fixture);
+}
+
+/// Docker's way: the server is told where its configuration is, and initdb's stays in the data directory.
+#[test]
+fn an_unused_postgresql_conf_does_not_count() {
+    let fixture = Fixture::new(one_pool());
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    let unused = ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"].map(|name| {
+        let path = cluster.data.join(name);
+        let text = std::fs::read(&path).expect("initdb made it");
+        (path, text)
+    });
+    let (server, etc) = with_its_configuration_elsewhere(&fixture, "work_mem = '7MB'\n");
+    server.stop(Stop::Fast);
+    for (path, text) in &unused {
+        std::fs::write(path, text).expect("the test may");
+        must(command("chown", ["postgres:"]).arg(path));
+    }
+    let options = format!("-c config_file={}", etc.join("postgresql.conf").display());
+    let (data, log) = (cluster.data.display().to_string(), cluster.log.display().to_string());
+    must(&mut cluster.tool("pg_ctl", ["-D", &data, "-l", &log, "-w", "-o", &options, "start"]));
+    cluster.stop(Stop::Fast);
+    // Nobody has said where it is yet.
+    assert_check_and_plan_say(&lockstep, "the set has no configuration");
+    with_its_conf(&lockstep, &fixture, exit::PROBLEMS);
+    must(&mut cluster.tool("pg_ctl", ["-D", &data, "-l", &log, "-w", "-o", &options, "start"]));
+    let live = lockstep.backup("label").id;
+    cluster.stop(Stop::Fast);
+    let (cold, kept, said) = with_its_conf(&lockstep, &fixture, exit::DONE);
+    assert_eq!(cold.strategy, "cold");
+    assert!(said.contains(&format!("the set has the configuration of set {live}")), "{said}");
+    assert!(kept.contains("work_mem = '7MB'"), "{kept}");
+    // Started on the data directory, the server uses what is there.
+    cluster.start();
+    cluster.stop(Stop::Fast);
+    let (_, kept, said) = with_its_conf(&lockstep, &fixture, exit::DONE);
+    assert!(kept.is_empty() && !said.contains("configuration"), "{kept}{said}");
+    assert_clean(&fixture);
+}
+
+/// Files in the data directory may include others that are in no snapshot. The restored server's host has none of
+/// them.
+#[test]
+fn what_files_in_the_data_directory_include_from_elsewhere_is_in_the_set() {
+    let fixture = Fixture::new(two_pools_four_datasets().major(18));
+    let (cluster, lockstep) = (&fixture.cluster, fixture.lockstep());
+    let etc = fixture.owned("etc");
+    let write =
+        |name: &str, text: &str| std::fs::write(etc.join(name), text).expect("the test may");
+    write("hba.conf", "local all @names trust\n");
+    write("names", "nobody\n");
+    std::fs::create_dir(etc.join("conf.d")).expect("the test may");
+    write("conf.d/a.conf", "work_mem = '7MB'\ndata_directory = '/nowhere'\n");
+    std::fs::create_dir(etc.join("empty.d")).expect("the test may");
+    let append = |name: &str, line: &str| {
+        let path = cluster.data.join(name);
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        std::fs::write(&path, format!("{text}{line}\n")).expect("the test may");
+    };
+    let place = |name: &str| etc.join(name).display().to_string();
+    append("postgresql.conf", &format!("include_dir '{}'", place("empty.d")));
+    append("postgresql.conf", &format!("include_dir '{}'", place("conf.d")));
+    append("postgresql.conf", &format!("data_directory = '{}'", cluster.data.display()));
+    append("pg_hba.conf", &format!("include \"{}\"", place("hba.conf")));
+    cluster.stop(Stop::Fast);
+    cluster.start();
+    let rules = "SELECT database::text || user_name::text FROM pg_hba_file_rules";
+    let wanted = cluster.column("postgres", rules);
+    assert!(wanted.iter().any(|rule| rule.contains("nobody")), "{wanted:?}");
+    let live = lockstep.backup("label").id;
+    cluster.stop(Stop::Fast);
+    let (cold, kept, said) = with_its_conf(&lockstep, &fixture, exit::DONE);
+    assert!(kept.contains("work_mem = '7MB'") && !said.contains("the configuration of"), "{said}");
+
+    let away = etc.with_extension("away");
+    std::fs::rename(&etc, &away).expect("the test may");
+    for set in [&live, &cold.id] {
+        let to = fixture.target(&format!("r-{set}"));
+        let restored = lockstep.restore_and_start(set, &to, &[]);
+        assert_eq!(restored.server().value("postgres", "SHOW work_mem"), "7MB");
+        assert_eq!(restored.server().column("postgres", rules), wanted);
+        restored.server().stop(Stop::Fast);
+        fixture.discard_restored(&to, set);
+    }
+    // What isn't there can't be kept.
+    assert_check_and_plan_say(&lockstep, "not everything that pg_hba.conf");
+    with_its_conf(&lockstep, &fixture, exit::PROBLEMS);
+    std::fs::rename(&away, &etc).expect("the test may");
+    assert_clean(&fixture);
 }
 
 /// A stopped server doesn't say where its configuration is. With an in-place tablespace and a prepared transaction,

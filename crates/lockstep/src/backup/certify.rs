@@ -13,15 +13,13 @@ use super::attempt::Attempt;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::strategy::Strategy;
-use crate::plan::{PartKind, explain, warnings};
+use crate::plan::{PartKind, explain};
 use crate::postgres::wal::{self, WalIdentity};
-use crate::postgres::{connection, hba};
 use crate::refusal::Refusal;
 use crate::set::manifest::{
     CONFIGURATION, Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION,
     WalStored, hash_file, of_configuration,
 };
-use crate::set::state::read_file_of;
 use crate::set::unfinished::COMPLETE;
 use crate::volume::zfs::SnapshotName;
 
@@ -69,7 +67,7 @@ pub(super) fn volumes(attempt: &Attempt) -> Result<Vec<SetVolume>> {
 }
 
 /// Writes the files that belong to the manifest, and hashes them.
-pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> {
+pub(super) fn files(attempt: &Attempt) -> Result<BTreeMap<String, SetFile>> {
     let directory = attempt.cx.state.set_directory(&attempt.set);
     files::create_directories(&directory)?;
     if let Some(stopped) = &attempt.stopped {
@@ -100,93 +98,15 @@ pub(super) fn files(attempt: &mut Attempt) -> Result<BTreeMap<String, SetFile>> 
     Ok(all)
 }
 
-/// Keeps the configuration with the manifest if it is outside the data directory: Debian has it in /etc, where no
-/// snapshot includes it.
-fn keep_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
-    let Ok(server) = &attempt.survey.facts.server else {
-        return keep_earlier_configuration(attempt, directory);
-    };
-    let data = &server.data_directory;
-    let paths = server.config_files.clone();
-    let outside = |path: &Path| !path.as_os_str().is_empty() && !path.starts_with(data);
-    let config = directory.join("config");
-    let mut kept: Vec<(&str, Vec<u8>)> = Vec::new();
-    for (name, path) in [("pg_hba.conf", &paths.hba), ("pg_ident.conf", &paths.ident)] {
-        if !outside(path) {
-            continue;
-        }
-        // A database superuser names these files, and a restore gives them to os_user.
-        let reader = files::reader_of(&attempt.cx.cluster.data_directory)?;
-        // The host of the restored server may not have what they include.
-        let why = match hba::whole(path, |path| files::read_as(path, reader)) {
-            Ok(Some(bytes)) => {
-                kept.push((name, bytes));
-                continue;
-            }
-            Ok(None) => "it isn't there".to_owned(),
-            Err(error) => error.chain(),
-        };
-        let unread = warnings::unread_configuration(name, path, &why);
-        tracing::error!("{}: {}", unread.what, unread.hint);
-        attempt.plan.warnings.push(unread);
-    }
-    if outside(&paths.config)
-        && let Some(client) = attempt.survey.client.as_mut()
-    {
-        match connection::file_settings(client) {
-            Ok(settings) => kept.push(("postgresql.conf", flat_configuration(&settings))),
-            Err(error) => tracing::warn!(
-                error = %error.chain(),
-                "postgresql.conf lies outside the data directory and isn't in the set"
-            ),
-        }
-    }
+/// Keeps the configuration with the manifest if no snapshot has it.
+fn keep_configuration(attempt: &Attempt, directory: &Path) -> Result<()> {
+    let kept = &attempt.survey.facts.configuration.files;
     if !kept.is_empty() {
-        files::create_directories(&config)?;
-    }
-    kept.iter().try_for_each(|(name, bytes)| files::publish(&config.join(name), bytes))
-}
-
-/// Keeps the configuration that the newest set of this cluster has, if it lies outside the data directory and there is
-/// no server to say where.
-fn keep_earlier_configuration(attempt: &mut Attempt, directory: &Path) -> Result<()> {
-    if attempt.cx.cluster.data_directory.join("postgresql.conf").exists() {
-        return Ok(());
-    }
-    let (state, own) = (&attempt.cx.state, attempt.survey.facts.control.system_identifier);
-    let (sets, _) = state.sets()?;
-    let has_it = |set: &&Manifest| {
-        set.postgres.system_identifier == own
-            && set.files.contains_key(&of_configuration(CONFIGURATION[0]))
-    };
-    let newest = sets.iter().rev().find(has_it);
-    if let Some(earlier) = newest {
         files::create_directories(&directory.join("config"))?;
-        let there = CONFIGURATION.map(of_configuration).into_iter();
-        for name in there.filter(|name| earlier.files.contains_key(name)) {
-            let bytes = read_file_of(&state.set_directory(&earlier.set), earlier, &name)?;
-            files::publish(&directory.join(name), &bytes)?;
-        }
     }
-    let warning = warnings::no_configuration(newest.map(|set| set.set.as_str()));
-    match newest {
-        Some(_) => tracing::warn!("{}: {}", warning.what, warning.hint),
-        None => tracing::error!("{}: {}", warning.what, warning.hint),
-    }
-    attempt.plan.warnings.push(warning);
-    Ok(())
-}
-
-/// Renders the settings as one file, without includes, and without settings that point at the old places.
-pub(crate) fn flat_configuration(settings: &[(String, String)]) -> Vec<u8> {
-    const PLACES: [&str; 5] =
-        ["data_directory", "config_file", "hba_file", "ident_file", "external_pid_file"];
-    let mut text =
-        "# the settings of the files outside the data directory, written by lockstep\n".to_owned();
-    for (name, value) in settings.iter().filter(|(name, _)| !PLACES.contains(&name.as_str())) {
-        text.push_str(&crate::postgres::recovery::setting(name, value));
-    }
-    text.into_bytes()
+    let publish =
+        |name: &str, bytes: &[u8]| files::publish(&directory.join(of_configuration(name)), bytes);
+    kept.iter().try_for_each(|(name, bytes)| publish(name, bytes))
 }
 
 /// Puts the manifest together.

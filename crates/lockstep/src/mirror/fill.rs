@@ -157,9 +157,7 @@ fn complete_configuration(record: &Record, primary: &mut Primary) -> Result<()> 
         (!path.exists()).then_some(path)
     };
     if let Some(path) = missing("postgresql.conf") {
-        let settings = primary.file_settings().unwrap_or_default();
-        let text = crate::backup::flat_configuration(&settings);
-        files::write_owned(&path, &text, user)?;
+        files::write_owned(&path, &primary.file_settings().flat(), user)?;
     }
     for name in ["pg_hba.conf", "pg_ident.conf"] {
         if let Some(path) = missing(name) {

@@ -8,6 +8,7 @@ use super::record::StandbySettings;
 use crate::error::{Error, Result};
 use crate::postgres::connection;
 use crate::postgres::conninfo::Conninfo;
+use crate::postgres::file_settings::{self, FileSettings};
 use crate::postgres::row::column;
 use crate::postgres::text::Text;
 
@@ -121,18 +122,23 @@ impl Primary {
     }
 
     /// The settings of its postgresql.conf, with includes resolved, for a data directory that has no such file
-    /// (Debian keeps it in /etc); `None` if this user may not see them.
-    pub(super) fn file_settings(&mut self) -> Option<Vec<(String, String)>> {
-        match connection::file_settings(&mut self.client) {
-            Ok(settings) => Some(settings),
-            Err(error) => {
-                tracing::warn!(
-                    error = %error.chain(),
-                    "the primary's postgresql.conf lies outside its data directory and can't be read over SQL: the mirror, and what is restored of it, has defaults"
-                );
-                None
-            }
+    /// (Debian keeps it in /etc).
+    pub(super) fn file_settings(&mut self) -> FileSettings {
+        let settings = file_settings::read(&mut self.client).unwrap_or_else(|error| {
+            tracing::warn!(
+                error = %error.chain(),
+                "the primary's postgresql.conf lies outside its data directory and can't be read over SQL: the mirror, and what is restored of it, has defaults"
+            );
+            FileSettings::default()
+        });
+        if let Some(doubt) = &settings.doubt {
+            tracing::warn!(
+                "of the primary: {}; the mirror, and what is restored of it, has what the primary runs with in place of that: {}",
+                doubt.words(),
+                doubt.hint()
+            );
         }
+        settings
     }
 
     /// Returns the slot `name`.

@@ -6,6 +6,7 @@ use pgfiles::control_file::{ControlFile, DbState};
 use pgfiles::lsn::SystemIdentifier;
 
 use super::layout::{Layout, Volume};
+use super::warnings::Warning;
 use crate::config::CheckpointMode;
 use crate::volume::zfs::DatasetName;
 
@@ -30,6 +31,8 @@ pub struct Facts {
     pub primary: Option<PrimarySeen>,
     /// The server's facts, or why there are none.
     pub server: Result<ServerFacts, NoServer>,
+    /// The configuration that no snapshot has.
+    pub configuration: Configuration,
     /// ZFS takes several snapshots in one command.
     pub multi_snapshot: bool,
     /// `checkpoint` in the configuration.
@@ -218,6 +221,15 @@ impl ServerFacts {
     pub fn major(&self) -> u32 {
         self.version_num / 10_000
     }
+}
+
+/// The configuration that is outside the data directory, or includes what is: it is kept with the set.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Configuration {
+    /// Names, such as postgresql.conf, and contents.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+    /// What is less than it should be.
+    pub warnings: Vec<Warning>,
 }
 
 /// Where the server's configuration files are.

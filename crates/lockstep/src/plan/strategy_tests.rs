@@ -8,7 +8,7 @@ use pgfiles::control_file::ControlFile;
 use pgfiles::wal_name::WalSegmentSize;
 
 use super::*;
-use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
+use crate::plan::facts::{ConfigFiles, Configuration, NoServer, ServerFacts};
 use crate::plan::layout::tests::{layout, tablespace};
 use crate::plan::layout::{Layout, NestedMount, PartKind, Reserved};
 
@@ -77,6 +77,7 @@ pub(crate) fn primary(layout: Layout) -> Facts {
         has_primary: false,
         primary: None,
         server: Ok(server()),
+        configuration: Configuration::default(),
         multi_snapshot: false,
         checkpoint: CheckpointMode::Fast,
         min_free: 256 << 20,

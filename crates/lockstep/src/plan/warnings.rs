@@ -9,6 +9,7 @@ use super::facts::{Facts, Following, NoServer, PrimarySeen};
 use super::layout::Volume;
 use super::strategy::Strategy;
 use crate::config::StrategyChoice;
+use crate::postgres::file_settings::Doubt;
 
 /// A thing worth knowing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +38,7 @@ pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warn
     all.extend(another_server(facts, choice));
     all.extend(no_right(facts, strategy, choice));
     all.extend(old_data(facts, choice));
+    all.extend(facts.configuration.warnings.iter().cloned());
     all.extend(layout(facts));
     all.extend(server(facts, strategy));
     if facts.control.data_checksum_version == 0 {
@@ -125,19 +127,46 @@ pub fn unread_configuration(name: &str, path: &Path, why: &str) -> Warning {
     )
 }
 
-/// Warns that a set that was taken without a connection has no postgresql.conf of its own: it lies outside the data
-/// directory, where only the server says.
+/// Warns that the set may lack what a configuration file in the data directory includes.
 #[must_use]
-pub fn no_configuration(taken_from: Option<&str>) -> Warning {
-    match taken_from {
-        Some(set) => warning(
-            format!(
-                "postgresql.conf lies outside the data directory, and without a connection nobody says where: the set has the configuration of set {set}"
-            ),
-            "changes that were made since aren't in it",
+pub fn unread_include(name: &str, path: &Path, why: &str) -> Warning {
+    problem(
+        format!(
+            "not everything that {name} (\"{}\") includes can be read, and what is outside the data directory isn't in the set: {why}",
+            path.display()
         ),
+        "the server doesn't start with it either: correct what it includes, and let the data directory's owner read that",
+    )
+}
+
+/// Warns that the settings of a postgresql.conf outside the data directory may not all be its own.
+#[must_use]
+pub fn doubtful_settings(doubt: &Doubt) -> Warning {
+    problem(
+        format!("{}; the set has what the server runs with in place of that", doubt.words()),
+        doubt.hint(),
+    )
+}
+
+/// Warns that a set has no postgresql.conf of its own: it lies outside the data directory, where only the server says.
+/// `unread`: why a server that runs doesn't say it.
+#[must_use]
+pub fn no_configuration(taken_from: Option<&str>, unread: Option<&str>) -> Warning {
+    let why = match unread {
+        Some(why) => format!("its settings can't be read: {why}"),
+        None => "without a connection nobody says where".into(),
+    };
+    let what = format!("postgresql.conf lies outside the data directory, and {why}");
+    match taken_from {
+        Some(set) => Warning {
+            problem: unread.is_some(),
+            ..warning(
+                format!("{what}: the set has the configuration of set {set}"),
+                "changes that were made since aren't in it",
+            )
+        },
         None => problem(
-            "postgresql.conf lies outside the data directory, and without a connection nobody says where: the set has no configuration",
+            format!("{what}: the set has no configuration"),
             "a restore of it runs with PostgreSQL's defaults; take a set while the server runs and can be connected to: later ones then have its configuration",
         ),
     }

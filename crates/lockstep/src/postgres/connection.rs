@@ -337,24 +337,6 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
     rows.iter().map(slot).collect()
 }
 
-/// The settings from the configuration files that are in force, by name. They are for clusters whose postgresql.conf
-/// is outside the data directory and must be written again for a restored one.
-///
-/// # Errors
-/// When this user may not see pg_file_settings.
-pub fn file_settings(client: &mut Client) -> Result<Vec<(String, String)>> {
-    let rows = client
-        .query(
-            "SELECT name, setting FROM pg_file_settings
-              WHERE applied AND name IS NOT NULL AND setting IS NOT NULL
-                AND sourcefile NOT LIKE '%/postgresql.auto.conf' ORDER BY seqno",
-            &[],
-        )
-        .map_err(|e| Error::sql("cannot read pg_file_settings", e))?;
-    let text = |row: &postgres::Row, at: usize| column::<Text>(row, at).map(|text| text.lossy());
-    rows.iter().map(|row| Ok((text(row, 0)?, text(row, 1)?))).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

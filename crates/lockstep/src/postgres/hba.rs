@@ -9,9 +9,18 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 
 /// How deep files may include one another (CONF_FILE_START_DEPTH and CONF_FILE_MAX_DEPTH in conffiles.h).
-const DEEPEST: u32 = 10;
+pub(super) const DEEPEST: u32 = 10;
 /// How many files are read at most: the depth alone doesn't limit a file that includes itself twice.
-const MOST: u32 = 1000;
+pub(super) const MOST: u32 = 1000;
+
+/// A file with everything that it includes.
+#[derive(Debug)]
+pub struct Whole {
+    /// Its text.
+    pub text: Vec<u8>,
+    /// The file, and the files and folders that are named for inclusion, whether they exist or not.
+    pub places: Vec<PathBuf>,
+}
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists.
 ///
@@ -20,31 +29,29 @@ const MOST: u32 = 1000;
 pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
-) -> Result<Option<Vec<u8>>> {
-    let mut files = Files { read: &read, left: MOST };
-    match files.take(path)? {
-        Some(text) => files.expanded(path, &text, 0).map(Some),
-        None => Ok(None),
-    }
+) -> Result<Option<Whole>> {
+    let mut files = Files { read: &read, left: MOST, places: Vec::new() };
+    let Some(text) = files.take(path)? else { return Ok(None) };
+    let text = files.expanded(path, &text, 0)?;
+    Ok(Some(Whole { text, places: files.places }))
 }
 
 struct Files<'a> {
     read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
     left: u32,
+    places: Vec<PathBuf>,
 }
 
 impl Files<'_> {
     fn take(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
         self.left = self.left.checked_sub(1).ok_or_else(|| too_much(path))?;
+        self.places.push(path.to_path_buf());
         (self.read)(path)
     }
 
     /// Reads a file that must exist.
     fn demand(&mut self, path: &Path, by: &Path) -> Result<Vec<u8>> {
-        self.take(path)?.ok_or_else(|| {
-            let (path, by) = (path.display(), by.display());
-            Error::failed(format!("\"{path}\", which \"{by}\" includes, isn't there"))
-        })
+        self.take(path)?.ok_or_else(|| is_not_there(path, by))
     }
 
     fn expanded(&mut self, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
@@ -55,7 +62,8 @@ impl Files<'_> {
         for (as_written, line) in logical_lines(text) {
             let tokens = tokens(&line);
             match included(path, &tokens)? {
-                Some((files, has_to_be)) => {
+                Some((place, files, has_to_be)) => {
+                    self.places.push(place);
                     for file in files {
                         let text = match has_to_be {
                             true => Some(self.demand(&file, path)?),
@@ -107,36 +115,45 @@ impl Files<'_> {
     }
 }
 
-fn too_much(path: &Path) -> Error {
+pub(super) fn is_not_there(path: &Path, by: &Path) -> Error {
+    let (path, by) = (path.display(), by.display());
+    Error::failed(format!("\"{path}\", which \"{by}\" includes, isn't there"))
+}
+
+pub(super) fn too_much(path: &Path) -> Error {
     Error::failed(format!(
         "too many files include one another; one of them is \"{}\"",
         path.display()
     ))
 }
 
-/// The files that a line includes, and whether they must exist; `None` if it isn't such a line.
-fn included(path: &Path, tokens: &[Token]) -> Result<Option<(Vec<PathBuf>, bool)>> {
+/// The place that a line names, the files that it includes with that, and whether they must exist; `None` if it isn't
+/// such a line.
+fn included(path: &Path, tokens: &[Token]) -> Result<Option<(PathBuf, Vec<PathBuf>, bool)>> {
     let [what, name] = tokens else { return Ok(None) };
     if what.goes_on {
         return Ok(None);
     }
     let place = beside(path, &name.value);
     Ok(match what.value.as_slice() {
-        b"include" => Some((vec![place], true)),
-        b"include_if_exists" => Some((vec![place], false)),
-        b"include_dir" => Some((files_in(&place)?, true)),
+        b"include" => Some((place.clone(), vec![place], true)),
+        b"include_if_exists" => Some((place.clone(), vec![place], false)),
+        b"include_dir" => {
+            let files = files_in(&place)?;
+            Some((place, files, true))
+        }
         _ => None,
     })
 }
 
 /// The path of `name`, relative to the file that names it (AbsoluteConfigLocation in conffiles.c).
-fn beside(file: &Path, name: &[u8]) -> PathBuf {
+pub(super) fn beside(file: &Path, name: &[u8]) -> PathBuf {
     use std::os::unix::ffi::OsStrExt;
     file.parent().unwrap_or(Path::new("/")).join(std::ffi::OsStr::from_bytes(name))
 }
 
 /// The configuration files of a folder, in order (GetConfFilesInDir in conffiles.c).
-fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
+pub(super) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
     let listed = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
     let mut files = Vec::new();
     for entry in listed {
@@ -234,7 +251,7 @@ mod tests {
             files.iter().map(|(path, text)| (PathBuf::from(path), *text)).collect();
         let read = |path: &Path| Ok(all.get(path).map(|text| text.as_bytes().to_vec()));
         let whole = whole(Path::new(files[0].0), read)?;
-        Ok(String::from_utf8(whole.expect("the first is there")).unwrap())
+        Ok(String::from_utf8(whole.expect("the first is there").text).unwrap())
     }
 
     #[test]
@@ -291,7 +308,10 @@ mod tests {
         let hba = scratch.path().join("hba");
         std::fs::write(&hba, "include_dir .\n").unwrap();
         let read = |path: &Path| std::fs::read(path).map(Some).map_err(Error::io("read", path));
-        assert_eq!(whole(&hba, read).unwrap().unwrap(), b"a.conf\nb.conf\n");
+        let found = whole(&hba, read).unwrap().unwrap();
+        assert_eq!(found.text, b"a.conf\nb.conf\n");
+        let place = scratch.path().join(".");
+        assert!(found.places.contains(&hba) && found.places.contains(&place));
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Everything that talks to a PostgreSQL server or reads its data directory.
 
 pub mod classify;
+pub mod conf;
 pub mod connection;
 pub mod conninfo;
 pub mod copies;
+pub mod file_settings;
 pub mod hba;
 pub mod identity;
 pub mod instance;

@@ -100,12 +100,12 @@ pub fn auto_conf(old: &[u8], added: &[(String, String)]) -> Vec<u8> {
 }
 
 /// A file's lines without their ends.
-fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+pub(super) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.split_inclusive(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\n").unwrap_or(line))
 }
 
 /// The name that a line sets, in lower case; the value may follow it directly (guc-file.l). Empty for a comment.
-fn name_of(line: &[u8]) -> Vec<u8> {
+pub(super) fn name_of(line: &[u8]) -> Vec<u8> {
     let line = line.trim_ascii_start();
     let is_of_a_name =
         |byte: &u8| byte.is_ascii_alphanumeric() || b"_.".contains(byte) || *byte >= 0x80;

@@ -8,7 +8,7 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Child;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -53,6 +53,7 @@ pub struct Server {
     data: PathBuf,
     log: File,
     read: u64,
+    began: SystemTime,
     said: Vec<String>,
     /// What it logged about pages that don't exist, if it was told to ignore that.
     invalid_pages: Option<InvalidPages>,
@@ -110,6 +111,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
             Program::new(&words[0]).args(&words[1..]).as_user(launch.user).current_dir(launch.data)
         }
     };
+    let began = SystemTime::now();
     let child = program.start(&log)?;
     let ignores = launch.options.iter().any(|(name, _)| name == IGNORE);
     Ok(Server {
@@ -117,6 +119,7 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
         data: launch.data.to_path_buf(),
         log,
         read,
+        began,
         said: Vec::new(),
         invalid_pages: ignores.then(InvalidPages::default),
         namespace: None,
@@ -315,10 +318,7 @@ impl Server {
     fn death(&self, when: &str, status: std::process::ExitStatus) -> Error {
         let from = self.said.len().saturating_sub(LAST_WORDS);
         let mut words = self.said[from..].to_vec();
-        // The reason is in its own log then.
-        if self.has_said("redirecting log output to logging collector") {
-            words.extend(collected(&self.data));
-        }
+        words.extend(collected(&self.data, self.began));
         Error::failed(format!(
             "the server of \"{}\" ended {when} ({status}); its last words:\n  {}",
             self.data.display(),
@@ -338,10 +338,17 @@ impl Server {
     }
 }
 
-/// The end of the log that a server's collector wrote, read with the owner's rights. The collector ends after the
-/// server.
-fn collected(data: &Path) -> Vec<String> {
+/// The end of the log that the collector of a server that began at this time wrote, read with the owner's rights;
+/// nothing if it has none. Where it logs is known by a file, because its messages may be in any language. The
+/// collector ends after the server.
+pub fn collected(data: &Path, began: SystemTime) -> Vec<String> {
     let Ok(reader) = files::reader_of(data) else { return Vec::new() };
+    // The kernel's clock for files is behind by up to a tick.
+    let began = began.checked_sub(Duration::from_millis(20)).unwrap_or(began);
+    let written = data.join("current_logfiles").metadata().and_then(|found| found.modified());
+    if !written.is_ok_and(|written| written >= began) {
+        return Vec::new();
+    }
     let read = || {
         let named = files::read_as(&data.join("current_logfiles"), reader).ok()??;
         let named = String::from_utf8_lossy(&named).into_owned();
@@ -535,6 +542,19 @@ mod tests {
         assert_eq!(log_named(text), Some("/var/log/pg sql/a.log"));
         assert_eq!(log_named("jsonlog log/a.json\n"), Some("log/a.json"));
         assert_eq!(log_named(""), None);
+    }
+
+    #[test]
+    fn a_collector_is_known_by_its_file_not_by_words() {
+        let data = tempfile::tempdir().unwrap();
+        let before = SystemTime::now();
+        assert!(collected(data.path(), before).is_empty());
+        std::fs::write(data.path().join("own.log"), "LOG:  eins\nFATAL:  zwei\n").unwrap();
+        std::fs::write(data.path().join("current_logfiles"), "stderr own.log\n").unwrap();
+        assert_eq!(collected(data.path(), before), ["LOG:  eins", "FATAL:  zwei"]);
+        // What an older server, or the original, had left.
+        let later = SystemTime::now() + Duration::from_secs(1);
+        assert!(collected(data.path(), later).is_empty());
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! What could go wrong: on the primary's own host, a CREATE TABLESPACE from after the restore is replayed, and the
 //! standby would share the primary's folder. Or a part of a cluster, which can't replay changes to the rest.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::build::Build;
 use super::placement::Placement;
@@ -114,12 +114,16 @@ fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Op
         }
         if Instant::now() >= until || steps::interrupted() {
             let is_fed = request.recovery.restore_command.is_some();
-            let collected = said.iter().any(|line| line.contains("logging collector"));
+            // A server that starts removes what an older one's collector left there.
+            let own = server::collected(&restored.placement.data, SystemTime::UNIX_EPOCH);
+            let said = if own.is_empty() { said } else { since_start(&own) };
+            if asked.is_none() && said.iter().any(|line| line.contains(STREAMS)) {
+                return None;
+            }
             return match why(said) {
                 Some(words) => Some(words),
                 None if is_fed || asked.is_none() => None,
-                None if collected => Some("its own log says why".into()),
-                None => Some("its server doesn't say why".into()),
+                None => Some(last_words(said)),
             };
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -140,6 +144,14 @@ fn streams(server: &ClusterConfig) -> Option<bool> {
 fn since_start(log: &[String]) -> &[String] {
     let begin = log.iter().rposition(|line| line.contains("starting PostgreSQL "));
     &log[begin.unwrap_or(0)..]
+}
+
+/// Returns the end of a log that may be in any language.
+fn last_words(said: &[String]) -> String {
+    match said.iter().rev().find(|line| !line.trim().is_empty()) {
+        Some(line) => format!("its log ends with \"{}\"", line.trim()),
+        None => "its server doesn't say why".into(),
+    }
 }
 
 /// Returns the last message of the process that should receive WAL (walreceiver.c, libpqwalreceiver.c).
@@ -175,5 +187,9 @@ mod tests {
                 format!("t [2] FATAL:  {words}\nt [2] LOG:  waiting for WAL to become available");
             assert_eq!(said(&text).as_deref(), Some(words));
         }
+        let german = lines("t [2] FATAL:  konnte nicht mit dem Primärserver verbinden\n\n");
+        assert_eq!(why(&german), None);
+        assert!(last_words(&german).ends_with("Primärserver verbinden\""));
+        assert_eq!(last_words(&[]), "its server doesn't say why");
     }
 }

@@ -293,13 +293,19 @@ fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
     if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
 }
 
-/// Restores the configuration that was outside the data directory; copies inside it weren't in use.
+/// Restores the configuration that the set has in files of its own; copies in the data directory weren't in use, or
+/// include what was outside it.
 fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> {
     for name in CONFIGURATION {
         let path = build.placement.data.join(name);
         let key = of_configuration(name);
         let bytes = if build.manifest.files.contains_key(&key) {
-            build.read_set_file(&key)?
+            let kept = build.read_set_file(&key)?;
+            if name == "postgresql.conf" {
+                recovery::staying(&kept, &build.placement.data)
+            } else {
+                kept
+            }
         } else if path.exists() {
             if name == "postgresql.conf" {
                 stay_here(&build.placement.data, &path, owner)?;

@@ -55,11 +55,36 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
             "recovery tried to write outside the restored cluster: the log of a restore_command, perhaps, or a tablespace that was made after the set. If it may, add the folder to clone.writable; a tablespace's has to belong to the server's user, and to no other cluster",
         );
     }
+    if let Some(hint) = lacks_a_file(server.said()) {
+        return error.with_hint(hint);
+    }
     // The first message of a server that has its settings and its memory (StartupXLOG in xlog.c).
     if said("FATAL:  ") && !said("database system was ") {
         return error.with_hint(not_as_there(build.request.clone.is_some()));
     }
     error
+}
+
+/// Returns what to do if the configuration includes what isn't on this host: that ended the server
+/// (ParseConfigDirectory in guc-file.l, load_hba in hba.c).
+fn lacks_a_file(said: &[String]) -> Option<String> {
+    const LACKING: [&str; 4] = [
+        "could not open configuration ",
+        "could not open included ",
+        "could not open secondary authentication file ",
+        "could not open file ",
+    ];
+    let is_of_it = |line: &&String| LACKING.iter().any(|words| line.contains(words));
+    let begins = said.iter().any(|line| line.contains("database system was "));
+    let is_fatal = ["contains errors", "could not load "];
+    let ended = |line: &String| is_fatal.iter().any(|words| line.contains(words));
+    let (line, true) = (said.iter().find(is_of_it)?, !begins && said.iter().any(ended)) else {
+        return None;
+    };
+    let (_, what) = line.split_once("could not open ")?;
+    Some(format!(
+        "the configuration includes what is neither in the set nor on this host ({what}): with an empty file or folder in its place the server starts, without what was set there"
+    ))
 }
 
 /// Returns what to do if a server didn't even begin recovery.
@@ -145,6 +170,23 @@ mod tests {
         );
         assert_eq!(came_to(&said[..1]).unwrap(), "LSN 0/70000A0");
         assert_eq!(came_to(&lines(&["t [7] LOG:  redo starts at 0/7000028"])), None);
+    }
+
+    #[test]
+    fn what_the_configuration_includes_is_named() {
+        let hint = |lines: &[&str]| {
+            lacks_a_file(&lines.iter().map(|line| (*line).to_owned()).collect::<Vec<_>>())
+        };
+        let folder =
+            "LOG:  could not open configuration directory \"/etc/x\": No such file or directory";
+        let file = "LOG:  could not open file \"/etc/hba\": No such file or directory";
+        let errors = "FATAL:  configuration file \"/r/data/postgresql.conf\" contains errors";
+        let load = "FATAL:  could not load /r/data/pg_hba.conf";
+        assert!(hint(&[folder, errors]).unwrap().contains("directory \"/etc/x\""));
+        assert!(hint(&[file, load]).unwrap().contains("file \"/etc/hba\""));
+        assert_eq!(hint(&[file, "LOG:  database system was interrupted", load]), None);
+        assert_eq!(hint(&[errors]), None);
+        assert_eq!(hint(&[folder]), None);
     }
 
     #[test]
