@@ -154,6 +154,8 @@ pub fn run_then(
             restored.problems.extend(standby::does_not_stream(cx, request, &restored));
             Ok(restored)
         }
+        // Its server has been started for them: whatever went wrong since, they may have written to it.
+        Err(error) if build.is_theirs() => Err(build.leave(error)),
         // What was received can be continued once the keys are loaded.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;

@@ -15,6 +15,7 @@ use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
 use crate::process::quote;
 use crate::refusal::Refusal;
+use crate::restore::control;
 use crate::volume::discover::{self, PartPath, discover};
 
 /// How long a standby may take to replay what its primary had written when it was asked.
@@ -74,6 +75,15 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
     let is_absent = matches!(&error, Error::Io { source, .. }
         if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory));
     let key = format!("clusters.{}.data_directory", cx.name);
+    if control::is_held(&cx.cluster.data_directory) {
+        return Error::usage(
+            format!(
+                "{key} \"{directory}\" is a restore that hasn't ended: its pg_control is called {}",
+                control::UNDER_WAY
+            ),
+            "wait for it if it still runs; else continue it: the same restore with --delta. No pg_resetwal: nothing is damaged",
+        );
+    }
     match is_absent {
         false => error,
         true => Error::usage(

@@ -80,6 +80,21 @@ fn ended_at_each_step() {
         let after = format!("{signal:?} at {step}");
         assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{after}: {}", outcome.describe());
         assert_said(&outcome, &["error: interrupted"]);
+        if in_use.contains(&step.as_str()) {
+            // Its server was started for its users, who may have written to it.
+            assert_said(&outcome, &["is complete, and somebody may have written to it: it stays"]);
+            let data = fs::canonicalize(to.join("data")).expect("it stays");
+            let log = to.join("log/server.log");
+            let restored = if data.join("postmaster.pid").exists() {
+                Cluster::running_in(&data, &fixture.cluster.bin, &log)
+            } else {
+                let stopped = server_by_hand(&fixture, &data);
+                stopped.start();
+                stopped
+            };
+            assert_eq!(restored.value("postgres", "SELECT sum(n) FROM one"), "1", "{after}");
+            fixture.discard_restored(&to, &set);
+        }
         assert_nothing_remains(&fixture, &[], &after);
     }
     assert_eq!(fixture.cluster.postmaster(), postmaster, "PostgreSQL runs on");

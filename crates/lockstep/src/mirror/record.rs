@@ -274,6 +274,27 @@ impl Record {
             .ok_or_else(|| Error::failed(format!("mirror \"{}\" is no cluster", self.name)))
     }
 
+    /// Whether its own dataset is mounted where its data directory is.
+    pub(super) fn has_data(&self) -> Result<bool> {
+        let Some(place) = self.place_of(&Kind::Data) else { return Ok(false) };
+        let mounts = Mounts::read()?;
+        let mount = mounts.holding(&place.directory);
+        Ok(mount.is_some_and(|it| it.is_zfs() && it.source == place.dataset.as_str()))
+    }
+
+    /// Whether the file that registers it is its own: it is as it was written, or names its data directory, which is
+    /// there.
+    pub(super) fn is_registered(&self) -> Result<bool> {
+        let text = std::fs::read_to_string(&self.registration).unwrap_or_default();
+        if text == self.as_toml()? {
+            return Ok(true);
+        }
+        let all: toml::Table = text.parse().unwrap_or_default();
+        let own = all.get("clusters").and_then(|all| all.get(self.name.as_str()));
+        let data = own.and_then(|own| own.get("data_directory")).and_then(toml::Value::as_str);
+        Ok(data.is_some_and(|data| Path::new(data) == self.data()) && self.has_data()?)
+    }
+
     /// The file with the primary's password for libpq, mode 0600, owned by os_user. It is in the top folder, which is
     /// in no set and which os_user can reach; it needn't be able to reach state_dir.
     #[must_use]

@@ -71,7 +71,7 @@ impl Alone {
             files::create_owned_directory(folder, owner)
         });
         if result.is_err() {
-            made.iter().try_for_each(|path| unfinished::remove_place(path))?;
+            made.iter().try_for_each(|path| unfinished::remove_empty(path))?;
         }
         result
     }

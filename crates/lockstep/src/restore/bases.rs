@@ -163,7 +163,7 @@ fn release(snapshot: &str) -> String {
 /// Returns the commands that remove what is there, if it is an unfinished restore.
 fn removal(placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
     let directory = &placement.directory;
-    if control::is_in_place(&placement.data) || Marker::read(directory).is_none() {
+    if control::is_in_place(&placement.data) || Marker::of_older(directory).is_none() {
         return None;
     }
     let datasets = there.iter().map(|name| format!("zfs destroy -r {}", quote(name.as_str())));

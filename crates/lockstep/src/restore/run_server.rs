@@ -248,7 +248,7 @@ fn move_out(
 
 /// Removes the mount points for others' paths: nothing is bound there any more.
 fn remove_places_of_others(build: &Build) -> Result<()> {
-    build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
+    build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_empty(path))
 }
 
 /// Makes the problem for a cluster that is restored but doesn't start.

@@ -12,7 +12,7 @@ use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::receive::{self, Receiving};
-use super::{control, fold, parked, raw};
+use super::{control, fold, parked, raw, surplus};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -332,13 +332,17 @@ impl FromRepository {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
                         build.begins_with_files()?;
+                        surplus::make_room(build, &placed.mountpoint)?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
                         let before = syncing.replace(scope.spawn(move || unsynced.sync()));
                         before.map_or(Ok(()), synced)?;
                     }
-                    None => make_wal_folders(placed, volume, owner)?,
+                    None => {
+                        surplus::make_room(build, &placed.mountpoint)?;
+                        make_wal_folders(placed, volume, owner)?;
+                    }
                 }
                 steps::reached(&format!("restore.received-{}", index + 1))?;
             }
@@ -372,6 +376,7 @@ impl FromRepository {
                 }
             };
         }
+        surplus::make_room(build, &placed.mountpoint)?;
         let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();

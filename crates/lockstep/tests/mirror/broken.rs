@@ -4,10 +4,12 @@
 use crate::support::by_hand::write_as_postgres;
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
-use crate::support::command::{give_to_postgres, wait_until};
+use crate::support::command::{as_postgres, give_to_postgres, must, wait_until};
+use crate::support::fixture::free_port;
 use crate::support::layout::empty_pools;
 use crate::support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use crate::support::pools::zfs;
+use crate::support::shipping::discard;
 use crate::support::standby::{Alone, set};
 use crate::{
     PATIENCE, SCALE, assert_gone, backup, catch_up, create, create_words, dataset, directory,
@@ -333,6 +335,48 @@ fn one_that_was_complete_is_not_taken_for_half_made() {
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
     assert_gone(&alone, "main", "destroyed");
+}
+
+/// Somebody gives up on a killed mirror, and makes a cluster of its name in its folder.
+#[test]
+fn what_was_made_where_a_mirror_was_given_up_stays() {
+    let alone = Alone::new(empty_pools());
+    let lockstep = alone.fixture.lockstep();
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.registered");
+    let create = create_words(&alone, "main");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&create));
+    steps.wait_reached("mirror.registered", &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    let mirror = server_of(&alone, "main");
+    mirror.stop(Stop::Immediate);
+    let datasets = [dataset(&alone, "main"), format!("{}/main-ts2", alone.fixture.pools[1].name)];
+    datasets.iter().for_each(|name| discard(&alone.fixture, &directory(&alone, "main"), name));
+    let data = directory(&alone, "main").join("data");
+    fs::create_dir_all(data.parent().expect("it has one")).expect("the test may");
+    give_to_postgres(&directory(&alone, "main"));
+    let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
+    let path = data.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut as_postgres(alone.primary.bin.join("initdb"), initdb.iter().chain([&path])));
+    let port = free_port();
+    let settings = format!(
+        "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{}'\n",
+        alone.primary.socket.display()
+    );
+    fs::write(data.join("postgresql.auto.conf"), settings).expect("the test may");
+    let theirs = Cluster { data: data.clone(), port, ..alone.primary.clone() };
+    theirs.start();
+    theirs.execute(&["CREATE TABLE mine AS SELECT 3 AS n"]);
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let text = format!("[clusters.main]\ndata_directory = \"{path}\"\nport = {port}\n");
+    fs::write(&registration, &text).expect("the test may");
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("removing what an unfinished mirror left"), "{}", made.describe());
+    assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3", "{}", made.describe());
+    assert_eq!(fs::read_to_string(&registration).expect("it stays"), text);
+    theirs.stop(Stop::Immediate);
+    lockstep.expect(exit::DONE, &of_cluster("main", &["mirror", "destroy", "other"]));
 }
 
 /// SIGKILL, and a signal, at every step of `mirror create`; SIGKILL at every step of `mirror destroy`.

@@ -2,10 +2,9 @@
 //! starts on it, whether Lockstep has run again or not, and what can't be seen meanwhile isn't forgotten.
 
 use super::*;
+use std::time::Duration;
 use support::command::give_to_postgres;
-use support::layout::Layout;
 use support::pools::{Pool, patiently};
-use support::shipping::discard;
 use support::workspace::processes_of;
 
 /// A cluster with a set in a repository, and a tablespace that was made later, in the archive.
@@ -269,4 +268,28 @@ fn what_is_in_the_way_is_named_with_its_way_out() {
     let half = text.lines().find(is_half).expect("it stays");
     assert_said(&again, &[&format!("`zfs destroy -r {half}`")]);
     assert_lives_on(&later.fixture);
+}
+
+/// It has made names, and nothing has come from the repository: then nothing stays.
+#[test]
+fn files_without_content_do_not_stay() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    for signal in [Signal::INT, Signal::TERM] {
+        let hooks = Hooks::new(&fixture);
+        hooks.steps.delay("restore.files-folder", Duration::from_millis(100));
+        let form = &FILES[..4];
+        let mut program =
+            lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, form));
+        wait_until("it has made names", LIMIT, || {
+            assert!(program.is_running());
+            !entries(&to.join("data/base")).is_empty()
+        });
+        program.signal(signal);
+        let outcome = program.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+        assert!(!to.exists(), "{signal:?}: {:?}", entries(&to));
+        assert_nothing_remains(&fixture, &[], "interrupted before anything came");
+    }
+    assert_lives_on(&fixture);
 }
