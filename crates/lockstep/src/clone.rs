@@ -8,7 +8,7 @@
 
 mod lost;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -84,7 +84,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
              is shut down at its target is made by `restore --start`",
         ));
     }
-    check_settings(cx)?;
+    check_settings(cx.name.as_str(), &cx.cluster.clones.settings)?;
     let path = record_path(cx, &create.name);
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
     // First of all: a clone of this name may be an interrupted one.
@@ -202,11 +202,10 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
 
 /// Refuses settings of the configuration that a clone can't have: Lockstep itself chooses its port and folder, and its
 /// archive_command is the original's.
-fn check_settings(cx: &Context) -> Result<()> {
-    let settings = &cx.cluster.clones.settings;
+fn check_settings(cluster: &str, settings: &BTreeMap<String, String>) -> Result<()> {
     let value = |name: &str| settings.iter().find(|(it, _)| it.eq_ignore_ascii_case(name));
     let refuse = |name: &str, hint: &str| {
-        let key = format!("clusters.{}.clone.settings", cx.name);
+        let key = format!("clusters.{cluster}.clone.settings");
         Err(Error::usage(format!("{key} sets {name}"), hint.to_owned()))
     };
     for (name, hint) in [
@@ -358,6 +357,20 @@ fn record_path(cx: &Context, name: impl Display) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_a_clone_can_t_have_are_refused() {
+        let check = |settings: &[(&str, &str)]| {
+            let own = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+            check_settings("main", &own.collect()).map_err(|error| error.to_string())
+        };
+        let refused = |name: &str| Err(format!("clusters.main.clone.settings sets {name}"));
+        assert_eq!(check(&[("shared_buffers", "64MB"), ("archive_mode", "off")]), Ok(()));
+        assert_eq!(check(&[("Port", "5500")]), refused("port"));
+        assert_eq!(check(&[("data_directory", "/srv")]), refused("data_directory"));
+        assert_eq!(check(&[("archive_mode", "on")]), refused("archive_mode"));
+        assert_eq!(check(&[("archive_mode", "on"), ("archive_command", "true")]), Ok(()));
+    }
 
     #[test]
     fn an_id_names_its_clone_and_no_other_has_it() {

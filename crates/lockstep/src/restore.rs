@@ -277,6 +277,13 @@ fn prepare<'a>(
         check_space(cx, &placement)?;
     }
     if request.start {
+        // PostgreSQL's programs take no such words from this one.
+        if let Some(path) = Some(&placement.data).filter(|path| path.to_str().is_none()) {
+            return Err(Error::usage(
+                format!("\"{}\" isn't UTF-8: no server can be started there", path.display()),
+                "restore to another folder, or leave out --start",
+            ));
+        }
         // The server gets the restored tablespaces there, in its own namespace.
         let originals = placement.tablespaces.values().map(|tablespace| &tablespace.original);
         originals.into_iter().try_for_each(|path| cx.zfs.reachable(path))?;

@@ -317,8 +317,19 @@ fn a_shutdown_at_the_target_leaves_no_folder_of_the_original_s() {
     let host = other_host(&fixture, "elsewhere", &to.join("data"));
     let shut_down = ["--target-immediate", "--target-action", "shutdown"];
     let more = [&["--from", "repository", "--as", "files", "--start"], &shut_down[..]].concat();
-    host.expect(exit::DONE, &restore_arguments(&set, &to, &more));
+    let outcome = host.expect(exit::DONE, &restore_arguments(&set, &to, &more));
     assert!(!place.exists(), "an empty folder stays in {place:?}");
+    // The printed command starts it, as a primary.
+    let mut lines = outcome.stdout.lines();
+    let command_line = lines.find(|line| line.contains("recovery_target_action=promote"));
+    must(&mut command("sh", ["-c", command_line.expect("it is printed")]));
+    let data = fs::canonicalize(to.join("data")).expect("it is there");
+    let log = to.join("log/server.log");
+    let promoted = Cluster::running_in(&data, &fixture.cluster.bin, &log);
+    wait_until("it is promoted", LIMIT, || {
+        promoted.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    promoted.stop(Stop::Fast);
 }
 
 /// Places that a restored cluster must not be put.

@@ -293,3 +293,41 @@ fn files_without_content_do_not_stay() {
     }
     assert_lives_on(&fixture);
 }
+
+/// The configuration may name its data directory already. And if it is removed there, another cluster isn't taken for
+/// it.
+#[test]
+fn an_unfinished_restore_is_neither_called_damaged_nor_mistaken() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = to.join("data");
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let arguments = restore_arguments(&set.id, &to, &FILES[..4]);
+    let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let more = format!("{text}\n[clusters.again]\ndata_directory = {}\n", toml_string(&data));
+    fs::write(&path, &more).expect("it can be written");
+    let outcome = lockstep.expect(exit::USAGE, &["--cluster", "again", "plan"]);
+    assert_said(&outcome, &["is a restore that hasn't ended", "pg_control.lockstep", "--delta"]);
+    fs::write(&path, text).expect("it can be written");
+
+    fs::remove_dir_all(&data).expect("the test may");
+    give_to_postgres(&to);
+    let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
+    let at = data.to_str().expect("the harness' own paths are UTF-8");
+    let bin = fixture.cluster.bin.join("initdb");
+    must(&mut as_postgres(bin, initdb.iter().chain([&at])));
+    let before = walk(&data);
+    let said = lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+    let changed = differences(&before, &walk(&data));
+    assert!(changed.is_empty(), "{changed:?}: {}", said.describe());
+    assert!(!said.stderr.contains("rm -r"), "{}", said.describe());
+    let left = entries(&fixture.state.join("clusters/main/restores"));
+    assert!(left.iter().all(|path| path.extension().is_none_or(|end| end != "json")), "{left:?}");
+    assert_lives_on(&fixture);
+}
