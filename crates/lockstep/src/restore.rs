@@ -17,6 +17,7 @@ mod choice;
 pub(crate) mod control;
 mod fetched;
 mod fold;
+mod folders;
 pub(crate) mod gone_on;
 mod guard;
 mod history_command;
@@ -277,7 +278,7 @@ fn prepare<'a>(
         check_space(cx, &placement)?;
     }
     if request.start {
-        // PostgreSQL's programs take no such words from this one.
+        // It becomes a word of the server's command line, which is UTF-8.
         if let Some(path) = Some(&placement.data).filter(|path| path.to_str().is_none()) {
             return Err(Error::usage(
                 format!("\"{}\" isn't UTF-8: no server can be started there", path.display()),

@@ -65,12 +65,8 @@ impl FromRepository {
         }
         let newest: Option<Box<str>> = snapshots.last().map(|base| base.name.as_str().into());
         // The newest first: everything that is newer than what the repository knows is in the way.
-        let above: Vec<&str> = snapshots
-            .iter()
-            .rev()
-            .take_while(|base| !known(base))
-            .map(|base| base.name.as_str())
-            .collect();
+        let above = snapshots.iter().rev().take_while(|base| !known(base));
+        let above: Vec<&str> = above.map(|base| base.name.as_str()).collect();
         let of_set = of_set(cx, dataset, &above)?;
         let began = self.beginning(shipped)?.filter(|began| {
             newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began))

@@ -11,8 +11,8 @@ use super::marker::Marker;
 use super::placement::Placement;
 use super::source::Source;
 use super::{
-    Request, Restored, What, control, gone_on, original, owners, parked, received, run_server,
-    surplus, tree, unfinished,
+    Request, Restored, What, control, folders, gone_on, original, owners, parked, received,
+    run_server, surplus, tree, unfinished,
 };
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
@@ -301,7 +301,7 @@ impl<'a> Build<'a> {
         unfinished::mark_ended(self.cx, &self.entry());
         let places = self.journal.places_of_others.iter();
         let left = places
-            .map(|path| unfinished::remove_empty(path))
+            .map(|path| folders::remove_empty(path))
             .chain([self.source.clean_up()])
             .collect::<Result<()>>()
             .and_then(|()| self.forget());

@@ -8,7 +8,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::unfinished::{MADE_BY, destroy_datasets, is_receiving, remove_empty, say_ended, stop};
+use super::folders::remove_empty;
+use super::unfinished::{MADE_BY, destroy_datasets, is_receiving, say_ended, stop};
 use super::{control, marker, others};
 use crate::context::Context;
 use crate::error::Result;
