@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, ClusterConfig, Config};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -364,6 +365,30 @@ impl Record {
             Some(_) => parsed.with("passfile", &self.passfile().display().to_string()),
             None => parsed,
         })
+    }
+}
+
+/// Refuses a cluster that is a mirror whose data is being replaced, or was when that was interrupted: it is half old and
+/// half new, and its pg_control says "shut down" until the end.
+///
+/// # Errors
+/// [`Refusal::Mirror`] for such a mirror; an error when its record can't be read.
+pub(crate) fn refuse_half_new(cx: &Context) -> Result<()> {
+    let path = cx.state.of_host("mirrors").join(format!("{}.json", cx.name));
+    let record = journal::read::<Record>(&path)?;
+    let is_it = |record: &Record| {
+        record.phase == Phase::Recreating && record.data() == cx.cluster.data_directory
+    };
+    match record.filter(is_it) {
+        None => Ok(()),
+        Some(record) => Err(Refusal::Mirror {
+            what: format!("mirror \"{}\" is half old and half new", record.name),
+            needed: format!(
+                "`lockstep mirror recreate {}` replaces its data: wait for it if it runs; if it was interrupted, run it again",
+                record.name
+            ),
+        }
+        .into()),
     }
 }
 

@@ -92,6 +92,13 @@ impl State {
         self.directory.join(name)
     }
 
+    /// Returns the path of a folder or file in state_dir that isn't one cluster's.
+    #[must_use]
+    pub fn of_host(&self, name: &str) -> PathBuf {
+        let state_dir = self.directory.ancestors().nth(2);
+        state_dir.unwrap_or(&self.directory).join(name)
+    }
+
     /// Returns the folder of a set.
     #[must_use]
     pub fn set_directory(&self, set: &SetId) -> PathBuf {

@@ -127,6 +127,22 @@ fn behind_its_wal_and_made_new() {
     wait_for_state(&alone, "main", "wal-gone");
 
     alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);
+    // Interrupted half way: pg_control may still say "shut down".
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.recreate-slot");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&["mirror", "recreate", "main"]);
+    steps.wait_reached("mirror.recreate-slot", &mut running);
+    running.signal(Signal::TERM);
+    let outcome = running.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    for words in [&["backup", "--strategy", "cold"][..], &["backup"], &["plan"]] {
+        let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", words));
+        let said = &refused.stderr;
+        assert!(said.contains("is half old and half new"), "{}", refused.describe());
+        assert!(said.contains("mirror recreate main"), "{}", refused.describe());
+    }
+    let checked = lockstep.run(&of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("is half old and half new"), "{}", checked.describe());
     let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
     wait_for_state(&alone, "main", "follows");
