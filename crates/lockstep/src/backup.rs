@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use crate::config::StrategyChoice;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::mirror::recreate;
 use crate::plan::strategy::{self, Plan};
 use crate::refusal::Refusal;
 use crate::set::manifest::Manifest;
@@ -73,7 +72,6 @@ pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
 /// # Errors
 /// As the backup would.
 pub fn plan(cx: &Context, choice: StrategyChoice) -> Result<(Plan, survey::Survey)> {
-    recreate::refuse_half_new(cx)?;
     let survey = survey::take(cx)?;
     let plan = strategy::choose(&survey.facts, choice)?;
     Ok((plan, survey))

@@ -22,7 +22,6 @@ use crate::clone;
 use crate::config::{ClusterConfig, StrategyChoice};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
-use crate::mirror::recreate;
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
 use crate::plan::warnings::{ANOTHER_SERVER, low_space};
@@ -65,7 +64,7 @@ pub struct Finding {
 /// Only when ZFS or the state can't be read at all; the rest are findings.
 pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     let mut all = Vec::new();
-    match recreate::refuse_half_new(cx).and_then(|()| survey::take(cx)) {
+    match survey::take(cx) {
         Ok(survey) => {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
             all.extend(space::of_pools(cx, &survey.facts));

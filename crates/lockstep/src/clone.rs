@@ -8,7 +8,7 @@
 
 mod lost;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
 
@@ -18,8 +18,8 @@ use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
+use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery};
-use crate::postgres::{instance, server};
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
@@ -84,6 +84,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
              is shut down at its target is made by `restore --start`",
         ));
     }
+    check_settings(cx.name.as_str(), &cx.cluster.clones.settings)?;
     let path = record_path(cx, &create.name);
     let _lock = unfinished::lock(cx, &format!("name-{}", create.name))?;
     // First of all: a clone of this name may be an interrupted one.
@@ -199,6 +200,34 @@ fn refuse_unknown(cx: &Context, name: &CloneName) -> Result<()> {
     ))
 }
 
+/// Refuses settings of the configuration that a clone can't have: Lockstep itself chooses its port and folder, and its
+/// archive_command is the original's.
+fn check_settings(cluster: &str, settings: &BTreeMap<String, String>) -> Result<()> {
+    let value = |name: &str| settings.iter().find(|(it, _)| it.eq_ignore_ascii_case(name));
+    let refuse = |name: &str, hint: &str| {
+        let key = format!("clusters.{cluster}.clone.settings");
+        Err(Error::usage(format!("{key} sets {name}"), hint.to_owned()))
+    };
+    for (name, hint) in [
+        ("port", "remove it: `clone create --port` gives a clone its port"),
+        ("data_directory", "remove it: clone.directory is the folder for clones"),
+    ] {
+        if value(name).is_some() {
+            return refuse(name, hint);
+        }
+    }
+    let has_own = ["archive_command", "archive_library"].into_iter().any(|it| value(it).is_some());
+    match value("archive_mode") {
+        Some((_, mode)) if !has_own && !["off", "false", "no", "0"].contains(&mode.as_str()) => {
+            refuse(
+                "archive_mode",
+                "remove it, or set archive_command too: a clone would archive into the original's archive",
+            )
+        }
+        _ => Ok(()),
+    }
+}
+
 fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
     let mut settings = vec![
         ("cluster_name".to_owned(), format!("lockstep clone {name}")),
@@ -282,7 +311,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
             commands.join(", ")
         )));
     }
-    server::stop(&record.data_directory, server::Stop::Immediate)?;
+    unfinished::stop(&record.made)?;
     steps::reached("clone.destroy-stopped")?;
     unfinished::destroy_datasets(cx, &record.made)?;
     steps::reached("clone.destroy-datasets")?;
@@ -328,6 +357,20 @@ fn record_path(cx: &Context, name: impl Display) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_a_clone_can_t_have_are_refused() {
+        let check = |settings: &[(&str, &str)]| {
+            let own = settings.iter().map(|(name, value)| ((*name).into(), (*value).into()));
+            check_settings("main", &own.collect()).map_err(|error| error.to_string())
+        };
+        let refused = |name: &str| Err(format!("clusters.main.clone.settings sets {name}"));
+        assert_eq!(check(&[("shared_buffers", "64MB"), ("archive_mode", "off")]), Ok(()));
+        assert_eq!(check(&[("Port", "5500")]), refused("port"));
+        assert_eq!(check(&[("data_directory", "/srv")]), refused("data_directory"));
+        assert_eq!(check(&[("archive_mode", "on")]), refused("archive_mode"));
+        assert_eq!(check(&[("archive_mode", "on"), ("archive_command", "true")]), Ok(()));
+    }
 
     #[test]
     fn an_id_names_its_clone_and_no_other_has_it() {

@@ -290,7 +290,7 @@ fn kind_of(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 fn after_interruption(step: &str) -> &'static str {
     match step.split('.').next() {
         Some("restore" | "server") => {
-            "what it made is removed, if not now then by the next command of this cluster; but what was received from a repository stays, if a message above says so, and isn't whole until the same command with --delta has run to its end"
+            "what it made is removed, if not now then by the next command of this cluster; but a cluster whose server was started stays, if a message above says so, and so does what was received from a repository, which isn't whole until the same command with --delta has run to its end"
         }
         Some("backup" | "clone" | "look") => {
             "nothing is left of it, unless a message above says so; then the next command of this cluster removes the rest"

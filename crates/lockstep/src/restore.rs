@@ -17,6 +17,7 @@ mod choice;
 pub(crate) mod control;
 mod fetched;
 mod fold;
+mod folders;
 pub(crate) mod gone_on;
 mod guard;
 mod history_command;
@@ -154,6 +155,8 @@ pub fn run_then(
             restored.problems.extend(standby::does_not_stream(cx, request, &restored));
             Ok(restored)
         }
+        // Its server has been started for them: whatever went wrong since, they may have written to it.
+        Err(error) if build.is_theirs() => Err(build.leave(error)),
         // What was received can be continued once the keys are loaded.
         Err(Error::Refused(refusal)) if matches!(*refusal, Refusal::KeysNotLoaded { .. }) => {
             build.keep()?;
@@ -275,6 +278,13 @@ fn prepare<'a>(
         check_space(cx, &placement)?;
     }
     if request.start {
+        // It becomes a word of the server's command line, which is UTF-8.
+        if let Some(path) = Some(&placement.data).filter(|path| path.to_str().is_none()) {
+            return Err(Error::usage(
+                format!("\"{}\" isn't UTF-8: no server can be started there", path.display()),
+                "restore to another folder, or leave out --start",
+            ));
+        }
         // The server gets the restored tablespaces there, in its own namespace.
         let originals = placement.tablespaces.values().map(|tablespace| &tablespace.original);
         originals.into_iter().try_for_each(|path| cx.zfs.reachable(path))?;

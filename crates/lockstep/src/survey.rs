@@ -13,12 +13,14 @@ use postgres::Client;
 use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::mirror::record::refuse_half_new;
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
 use crate::postgres::links::{self, Link};
 use crate::postgres::{connection, identity, instance, session};
 use crate::process::quote;
 use crate::refusal::Refusal;
+use crate::restore::control;
 use crate::volume::discover::{self, PartPath, discover};
 use crate::volume::zfs::DatasetName;
 
@@ -42,6 +44,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     // Before the server is asked, too: it doesn't answer.
     reachable(cx)?;
+    refuse_half_new(cx)?;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
     let postmaster = instance::postmaster(directory)?;
     let is_seen = postmaster.is_some();
@@ -103,6 +106,15 @@ fn no_cluster(cx: &Context, error: Error) -> Error {
     let is_absent = matches!(&error, Error::Io { source, .. }
         if matches!(source.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory));
     let key = format!("clusters.{}.data_directory", cx.name);
+    if control::is_held(&cx.cluster.data_directory) {
+        return Error::usage(
+            format!(
+                "{key} \"{directory}\" is a restore that hasn't ended: its pg_control is called {}",
+                control::UNDER_WAY
+            ),
+            "wait for it if it still runs; else continue it: the same restore with --delta. No pg_resetwal: nothing is damaged",
+        );
+    }
     match is_absent {
         false => error,
         true => Error::usage(

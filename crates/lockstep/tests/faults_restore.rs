@@ -80,6 +80,21 @@ fn ended_at_each_step() {
         let after = format!("{signal:?} at {step}");
         assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{after}: {}", outcome.describe());
         assert_said(&outcome, &["error: interrupted"]);
+        if in_use.contains(&step.as_str()) {
+            // Its server was started for its users, who may have written to it.
+            assert_said(&outcome, &["is complete, and somebody may have written to it: it stays"]);
+            let data = fs::canonicalize(to.join("data")).expect("it stays");
+            let log = to.join("log/server.log");
+            let restored = if data.join("postmaster.pid").exists() {
+                Cluster::running_in(&data, &fixture.cluster.bin, &log)
+            } else {
+                let stopped = server_by_hand(&fixture, &data);
+                stopped.start();
+                stopped
+            };
+            assert_eq!(restored.value("postgres", "SELECT sum(n) FROM one"), "1", "{after}");
+            fixture.discard_restored(&to, &set);
+        }
         assert_nothing_remains(&fixture, &[], &after);
     }
     assert_eq!(fixture.cluster.postmaster(), postmaster, "PostgreSQL runs on");
@@ -302,8 +317,19 @@ fn a_shutdown_at_the_target_leaves_no_folder_of_the_original_s() {
     let host = other_host(&fixture, "elsewhere", &to.join("data"));
     let shut_down = ["--target-immediate", "--target-action", "shutdown"];
     let more = [&["--from", "repository", "--as", "files", "--start"], &shut_down[..]].concat();
-    host.expect(exit::DONE, &restore_arguments(&set, &to, &more));
+    let outcome = host.expect(exit::DONE, &restore_arguments(&set, &to, &more));
     assert!(!place.exists(), "an empty folder stays in {place:?}");
+    // The printed command starts it, as a primary.
+    let mut lines = outcome.stdout.lines();
+    let command_line = lines.find(|line| line.contains("recovery_target_action=promote"));
+    must(&mut command("sh", ["-c", command_line.expect("it is printed")]));
+    let data = fs::canonicalize(to.join("data")).expect("it is there");
+    let log = to.join("log/server.log");
+    let promoted = Cluster::running_in(&data, &fixture.cluster.bin, &log);
+    wait_until("it is promoted", LIMIT, || {
+        promoted.value("postgres", "SELECT pg_is_in_recovery()") == "f"
+    });
+    promoted.stop(Stop::Fast);
 }
 
 /// Places that a restored cluster must not be put.

@@ -219,6 +219,18 @@ fn journals(fixture: &Fixture) -> Vec<PathBuf> {
     all
 }
 
+/// Makes of a restore from snapshots one of an older version, which wrote no marker and recorded less of it in the
+/// journal, or in a clone's record.
+fn is_an_older_version_s(directory: &Path, journal: &Path) {
+    fs::remove_file(directory.join(".lockstep-restore")).expect("it is there");
+    let text = fs::read(journal).expect("it can be read");
+    let mut all: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+    let own = if all["made"].is_object() { &mut all["made"] } else { &mut all };
+    let own = own.as_object_mut().expect("an object");
+    assert!(own.remove("is_marked").is_some() && own.remove("leads").is_some());
+    fs::write(journal, all.to_string()).expect("it can be written");
+}
+
 /// A state_dir that is put back from a copy made while a restore ran has its journal, but what the restore made is a
 /// cluster in use by then.
 #[test]
@@ -257,6 +269,7 @@ fn what_a_restore_made_stays_when_its_journal_comes_back() {
         for clone in fixture.clones() {
             zfs(&["inherit", "lockstep:ended", &clone.name]);
         }
+        is_an_older_version_s(&to, &journals(&fixture)[0]);
     };
     fixture.discard_restored(&to, &set);
     unmarked(&restore_arguments(&set, &to, &[]));
@@ -597,6 +610,7 @@ fn a_clone_that_state_dir_has_forgotten() {
     for is_known in [true, false] {
         lockstep.clone_create("dev", &[]);
         let path = state.join("clones/dev.json");
+        is_an_older_version_s(&state.join("clone-data/dev"), &path);
         let text = fs::read_to_string(&path).expect("its record");
         let id = property(&fixture.clones()[0].name, "lockstep:restore");
         fs::write(&path, text.replace(&id, "clone-dev")).expect("it can be written");

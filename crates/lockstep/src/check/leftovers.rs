@@ -69,8 +69,11 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             // The next command forgets it.
             Whose::Ended => {}
             Whose::Ours => {
+                let entry = restore::gone_on::still_there(cx, &entry)?;
                 let goes = restore::gone_on::without_kept(&entry);
-                all.push(of_restore(&entry, &restore::unfinished::in_the_way(cx, &goes)?));
+                let has_data = restore::unfinished::has_data(&entry)?;
+                let in_the_way = restore::unfinished::in_the_way(cx, &goes)?;
+                all.push(of_restore(&entry, has_data, &in_the_way));
             }
             other => all.push(of_what_stays(&entry, &path, other)),
         }
@@ -138,10 +141,14 @@ fn of_backup(entry: &BackupJournal) -> Finding {
     }
 }
 
-fn of_restore(entry: &RestoreJournal, in_the_way: &[InTheWay]) -> Finding {
+/// `has_data`: what is in its data directory is still the restore's.
+fn of_restore(entry: &RestoreJournal, has_data: bool, in_the_way: &[InTheWay]) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
-        [] if restore::gone_on::is_kept(entry) && restore::control::is_in_place(&entry.data) => {
+        [] if restore::gone_on::is_kept(entry)
+            && has_data
+            && restore::control::is_in_place(&entry.data) =>
+        {
             warning(
                 SUBJECT,
                 format!("{what}, and its pg_control is in place"),

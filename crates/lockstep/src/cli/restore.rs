@@ -474,16 +474,16 @@ fn as_text(cx: &Context, restored: &Restored, request: &Request) {
             );
         }
         _ if request.start && !restored.problems.is_empty() => {
-            say!("  it isn't running (see below): {}", start_command(cx, restored));
+            say!("  it isn't running (see below): {}", start_command(cx, restored, &[]));
         }
         _ if request.start => {
             say!(
-                "  it was shut down at its target; recovery.signal and the target are there still:"
+                "  it was shut down at its target, and so is each start that finds recovery.signal. To promote it there:"
             );
-            say!("  {}", start_command(cx, restored));
+            say!("  {}", start_command(cx, restored, &["-c recovery_target_action=promote"]));
         }
         _ => {
-            say!("  it isn't running: {}", start_command(cx, restored));
+            say!("  it isn't running: {}", start_command(cx, restored, &[]));
             say!(
                 "  On the host of the original cluster use `restore --start` instead: a replayed CREATE"
             );
@@ -509,14 +509,16 @@ fn left_out(rest: &NotRestored) {
     }
 }
 
-/// The command that starts the restored server by hand: as which user, with which version's program.
-fn start_command(cx: &Context, restored: &Restored) -> String {
+/// The command that starts the restored server by hand: as which user, with which version's program. `options` are for
+/// this start alone.
+fn start_command(cx: &Context, restored: &Restored, options: &[&str]) -> String {
     let bin_dir = cx.cluster.bin_dir.as_deref();
     let program = instance::bin_dir_of(bin_dir, restored.set.postgres.major)
         .map_or_else(|_| "pg_ctl".into(), |folder| output::path(&folder.join("pg_ctl")));
     let log = restored.placement.directory.join("log/server.log");
+    let options: String = options.iter().map(|option| format!(" -o {}", quote(option))).collect();
     let start = format!(
-        "{} -D {} -l {} start",
+        "{} -D {} -l {}{options} start",
         quote(&program),
         quote(&output::path(&restored.placement.data)),
         quote(&output::path(&log))

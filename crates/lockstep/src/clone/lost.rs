@@ -13,7 +13,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::{CloneName, SetId};
 use crate::postgres::instance;
-use crate::restore::strays;
+use crate::restore::{strays, unfinished};
 use crate::set::journal::RestoreJournal;
 use crate::survey;
 use crate::volume::mounts::Mounts;
@@ -104,7 +104,9 @@ pub(super) fn record(cx: &Context, name: &CloneName, is_lost: bool) -> Result<Op
             datasets: made.iter().map(|made| made.dataset.clone()).collect(),
             data: data.clone(),
             places: inside(&directory, places),
-            own: vec![directory.join("log"), directory.join("run")],
+            own: unfinished::own_in(&directory),
+            // Another clone's folder, if it has that one's marker.
+            alone_in: vec![directory],
             started: true,
             ..RestoreJournal::default()
         },

@@ -155,11 +155,16 @@ pub(super) fn take_away(
     record: &Record,
     reached: impl Fn(&str) -> Result<()>,
 ) -> Result<Destroyed> {
-    fill::end_fillers(record);
-    serve::stop(record)?;
+    // Somebody may have given up on it, and have another cluster there, or under its name, by now.
+    if record.has_data()? {
+        fill::end_fillers(record);
+        serve::stop(record)?;
+    }
     reached("mirror.destroy-stopped")?;
     let left_on_primary = drop_slot(record);
-    files::remove_file(&record.registration)?;
+    if record.is_registered()? {
+        files::remove_file(&record.registration)?;
+    }
     reached("mirror.destroy-unregistered")?;
     // The top holds the mount points of the others, so it goes last.
     for place in record.places.iter().filter(|place| place.kind != Kind::Top) {

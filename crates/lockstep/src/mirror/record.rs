@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, ClusterConfig, Config};
+use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -274,6 +275,27 @@ impl Record {
             .ok_or_else(|| Error::failed(format!("mirror \"{}\" is no cluster", self.name)))
     }
 
+    /// Whether its own dataset is mounted where its data directory is.
+    pub(super) fn has_data(&self) -> Result<bool> {
+        let Some(place) = self.place_of(&Kind::Data) else { return Ok(false) };
+        let mounts = Mounts::read()?;
+        let mount = mounts.holding(&place.directory);
+        Ok(mount.is_some_and(|it| it.is_zfs() && it.source == place.dataset.as_str()))
+    }
+
+    /// Whether the file that registers it is its own: it is as it was written, or names its data directory, which is
+    /// there.
+    pub(super) fn is_registered(&self) -> Result<bool> {
+        let text = std::fs::read_to_string(&self.registration).unwrap_or_default();
+        if text == self.as_toml()? {
+            return Ok(true);
+        }
+        let all: toml::Table = text.parse().unwrap_or_default();
+        let own = all.get("clusters").and_then(|all| all.get(self.name.as_str()));
+        let data = own.and_then(|own| own.get("data_directory")).and_then(toml::Value::as_str);
+        Ok(data.is_some_and(|data| Path::new(data) == self.data()) && self.has_data()?)
+    }
+
     /// The file with the primary's password for libpq, mode 0600, owned by os_user. It is in the top folder, which is
     /// in no set and which os_user can reach; it needn't be able to reach state_dir.
     #[must_use]
@@ -343,6 +365,30 @@ impl Record {
             Some(_) => parsed.with("passfile", &self.passfile().display().to_string()),
             None => parsed,
         })
+    }
+}
+
+/// Refuses a cluster that is a mirror whose data is being replaced, or was when that was interrupted: it is half old and
+/// half new, and its pg_control says "shut down" until the end.
+///
+/// # Errors
+/// [`Refusal::Mirror`] for such a mirror; an error when its record can't be read.
+pub(crate) fn refuse_half_new(cx: &Context) -> Result<()> {
+    let path = cx.state.of_host("mirrors").join(format!("{}.json", cx.name));
+    let record = journal::read::<Record>(&path)?;
+    let is_it = |record: &Record| {
+        record.phase == Phase::Recreating && record.data() == cx.cluster.data_directory
+    };
+    match record.filter(is_it) {
+        None => Ok(()),
+        Some(record) => Err(Refusal::Mirror {
+            what: format!("mirror \"{}\" is half old and half new", record.name),
+            needed: format!(
+                "`lockstep mirror recreate {}` replaces its data: wait for it if it runs; if it was interrupted, run it again",
+                record.name
+            ),
+        }
+        .into()),
     }
 }
 

@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
 use crate::postgres::instance;
-use crate::set::journal;
 use crate::steps;
 use crate::words::bytes;
 
@@ -72,26 +71,6 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     record.phase = Phase::Ready;
     home.write(&record)?;
     Ok(how)
-}
-
-/// Refuses a cluster that is a mirror whose data is being replaced: half of it is old, and pg_control, which pg_rewind
-/// writes last, says that it was shut down. While the command runs, its locks keep a backup away.
-///
-/// # Errors
-/// [`crate::refusal::Refusal::Mirror`]; also when its record can't be read.
-pub fn refuse_half_new(cx: &Context) -> Result<()> {
-    let path = cx.state.mirrors().join(format!("{}.json", cx.name));
-    let Some(record) = journal::read::<Record>(&path)? else { return Ok(()) };
-    if record.phase != Phase::Recreating || record.data() != cx.cluster.data_directory {
-        return Ok(());
-    }
-    let name = &record.name;
-    refuse(
-        format!(
-            "`lockstep mirror recreate {name}` hasn't ended: its data is half old and half new"
-        ),
-        format!("if it doesn't run any more: lockstep mirror recreate {name}"),
-    )
 }
 
 fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Result<How> {

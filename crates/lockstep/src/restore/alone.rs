@@ -7,7 +7,7 @@
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use super::unfinished;
+use super::{folders, unfinished};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -71,7 +71,7 @@ impl Alone {
             files::create_owned_directory(folder, owner)
         });
         if result.is_err() {
-            made.iter().try_for_each(|path| unfinished::remove_place(path))?;
+            made.iter().try_for_each(|path| folders::remove_empty(path))?;
         }
         result
     }

@@ -64,10 +64,10 @@ impl FromRepository {
             };
         }
         let newest: Option<Box<str>> = snapshots.last().map(|base| base.name.as_str().into());
-        let of_set = match &newest {
-            Some(newest) => of_set(cx, dataset, newest)?,
-            None => None,
-        };
+        // The newest first: everything that is newer than what the repository knows is in the way.
+        let above = snapshots.iter().rev().take_while(|base| !known(base));
+        let above: Vec<&str> = above.map(|base| base.name.as_str()).collect();
+        let of_set = of_set(cx, dataset, &above)?;
         let began = self.beginning(shipped)?.filter(|began| {
             newest.as_deref().is_some_and(|newest| is_of_an_older_set(newest, began))
         });
@@ -113,31 +113,42 @@ impl FromRepository {
     }
 }
 
-/// Returns whose set a snapshot is a part of and how that set is given up, if somebody took it in one: such a snapshot
-/// is held, and the set is lost without it.
-fn of_set(cx: &Context, dataset: &DatasetName, snapshot: &str) -> Result<Option<String>> {
+/// Returns whose set the first of these snapshots is a part of and how that set is given up, if somebody took it in
+/// one: such a snapshot is held, and the set is lost without it. The same command gives up the others of its cluster.
+fn of_set(cx: &Context, dataset: &DatasetName, snapshots: &[&str]) -> Result<Option<String>> {
+    let Some(newest) = snapshots.first() else { return Ok(None) };
     let tagged = cx.zfs.tagged_snapshots(dataset)?;
-    let Some(tagged) = tagged.into_iter().find(|one| one.snapshot.to_string() == snapshot) else {
-        return Ok(None);
+    let tags = |snapshot: &&str| {
+        let tagged = tagged.iter().find(|one| one.snapshot.to_string() == *snapshot)?;
+        Some((tagged.set.parse::<SetId>().ok()?, &tagged.owner))
     };
-    let Ok(set) = tagged.set.parse::<SetId>() else { return Ok(None) };
-    if tagged.owner != cx.state.owner() {
-        return Ok(Some(of_a_stranger(&set, &tagged.owner, snapshot)));
+    let Some((set, owner)) = tags(newest) else { return Ok(None) };
+    if owner != cx.state.owner() {
+        return Ok(Some(of_a_stranger(&set, owner, newest)));
     }
     let cluster = cx.state.cluster_with(&set);
     let is_configured = cluster.as_ref().is_some_and(|cluster| cx.clusters.contains_key(cluster));
-    Ok(Some(of_ours(&set, cluster.as_deref(), is_configured, snapshot)))
+    let ours = snapshots.iter().filter_map(tags).filter(|(_, owner)| *owner == cx.state.owner());
+    let sets = ours.map(|(set, _)| set).filter(|set| cx.state.cluster_with(set) == cluster);
+    Ok(Some(of_ours(&sets.collect::<Vec<_>>(), cluster.as_deref(), is_configured, newest)))
 }
 
-fn of_ours(set: &SetId, cluster: Option<&str>, is_configured: bool, snapshot: &str) -> String {
+/// `sets`: the snapshot's, and others that are in the way.
+fn of_ours(sets: &[SetId], cluster: Option<&str>, is_configured: bool, snapshot: &str) -> String {
+    let Some(set) = sets.first() else { return String::new() };
     match cluster {
         Some(cluster) => {
             let before = match is_configured {
                 true => "",
                 false => "put it back into the configuration, and ",
             };
+            let which = match sets.len() {
+                1 => "that set".to_owned(),
+                number => format!("that set and the {} before it", number - 1),
+            };
+            let all: String = sets.iter().map(|set| format!(" --set {set}")).collect();
             format!(
-                "it is a part of set {set} of cluster \"{cluster}\": if nobody needs that set here, {before}`lockstep --cluster {cluster} prune --local --set {set}`"
+                "it is a part of set {set} of cluster \"{cluster}\": if nobody needs {which} here, {before}`lockstep --cluster {cluster} prune --local{all}`"
             )
         }
         None => format!(
@@ -163,7 +174,7 @@ fn release(snapshot: &str) -> String {
 /// Returns the commands that remove what is there, if it is an unfinished restore.
 fn removal(placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
     let directory = &placement.directory;
-    if control::is_in_place(&placement.data) || Marker::read(directory).is_none() {
+    if control::is_in_place(&placement.data) || Marker::of_older(directory).is_none() {
         return None;
     }
     let datasets = there.iter().map(|name| format!("zfs destroy -r {}", quote(name.as_str())));
@@ -204,14 +215,19 @@ mod tests {
     #[test]
     fn a_set_s_snapshot_is_given_up_by_the_cluster_that_took_it() {
         let set: SetId = "20261128T061215Z-akfs".parse().unwrap();
+        let older: SetId = "20261127T061215Z-akfs".parse().unwrap();
+        let own = std::slice::from_ref(&set);
         let snapshot = "t/sb/data@lockstep-20261128T061215Z-akfs";
         let by_prune = "`lockstep --cluster sb prune --local --set 20261128T061215Z-akfs`";
         let by_hand = format!("`zfs release lockstep {snapshot}; zfs destroy {snapshot}`");
-        let hint = of_ours(&set, Some("sb"), true, snapshot);
+        let hint = of_ours(own, Some("sb"), true, snapshot);
         assert!(hint.ends_with(&format!("needs that set here, {by_prune}")), "{hint}");
-        let hint = of_ours(&set, Some("sb"), false, snapshot);
+        let hint = of_ours(own, Some("sb"), false, snapshot);
         assert!(hint.ends_with(&format!("into the configuration, and {by_prune}")), "{hint}");
-        let hint = of_ours(&set, None, false, snapshot);
+        let hint = of_ours(&[set.clone(), older], Some("sb"), true, snapshot);
+        let both = "akfs --set 20261127T061215Z-akfs`";
+        assert!(hint.contains("that set and the 1 before it") && hint.ends_with(both), "{hint}");
+        let hint = of_ours(own, None, false, snapshot);
         assert!(hint.contains("no manifest") && hint.ends_with(&by_hand), "{hint}");
         let hint = of_a_stranger(&set, "f00d", snapshot);
         assert!(hint.contains("another state_dir, f00d:") && hint.ends_with(&by_hand), "{hint}");

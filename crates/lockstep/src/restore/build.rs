@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::alone::Alone;
 use super::as_files::Written;
-use super::marker::{self, Marker};
+use super::marker::Marker;
 use super::placement::Placement;
 use super::source::Source;
 use super::{
-    Request, Restored, What, control, gone_on, original, owners, parked, received, run_server,
-    surplus, tree, unfinished,
+    Request, Restored, What, control, folders, gone_on, original, owners, parked, received,
+    run_server, surplus, tree, unfinished,
 };
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
@@ -110,7 +110,8 @@ impl<'a> Build<'a> {
         let folders = alone.folders.iter().chain(placement.folders());
         let holding = folders.filter_map(|folder| mounts.holding(folder));
         let mounted: BTreeSet<PathBuf> = holding.map(|mount| mount.point.clone()).collect();
-        let older = Older { marker: Marker::read(&placement.directory), ..Default::default() };
+        let older = Older { marker: Marker::of_older(&placement.directory), ..Default::default() };
+        let before = Marker::read(&placement.directory);
         let journal = RestoreJournal {
             id: id.clone(),
             received: source.received(&placement, &id),
@@ -123,6 +124,8 @@ impl<'a> Build<'a> {
                 places
             },
             own: own(&placement, &source),
+            leads: placement.links.iter().map(|(_, target)| target.clone()).collect(),
+            is_marked: true,
             filled,
             places_of_others: Vec::new(),
             started: false,
@@ -132,7 +135,7 @@ impl<'a> Build<'a> {
             is_over_older: false,
             data_on,
             mounted: mounted.into_iter().collect(),
-            over: older.marker.as_ref().map(|marker| marker.restore.clone()).unwrap_or_default(),
+            over: before.map(|marker| marker.restore).unwrap_or_default(),
         };
         Ok(Self {
             cx,
@@ -211,8 +214,14 @@ impl<'a> Build<'a> {
         self.source.clean_up()?;
         finally(&restored, &self.journal)?;
         steps::reached("restore.done")?;
-        unfinished::mark_ended(self.cx, &self.entry());
-        self.forget()?;
+        let is_marked = unfinished::mark_ended(self.cx, &self.entry());
+        match self.forget() {
+            // It is complete, and the next command sees that by its marks.
+            Err(error) if is_marked => {
+                tracing::warn!(restore = %self.id, error = %error.chain(), "its journal stays for now");
+            }
+            forgotten => forgotten?,
+        }
         received::remove_older(self);
         Ok(restored)
     }
@@ -280,6 +289,33 @@ impl<'a> Build<'a> {
         self.source.clean_up()?;
         unfinished::mark_ended(self.cx, &self.entry());
         self.forget()
+    }
+
+    /// Whether its server has been started for those who use the cluster. A clone is nobody's until it has a record.
+    pub(super) fn is_theirs(&self) -> bool {
+        self.journal.started && self.request.clone.is_none()
+    }
+
+    /// Ends a restore that failed or was interrupted when the cluster was complete. It stays, as after a SIGKILL.
+    pub(super) fn leave(&mut self, error: Error) -> Error {
+        unfinished::mark_ended(self.cx, &self.entry());
+        let places = self.journal.places_of_others.iter();
+        let left = places
+            .map(|path| folders::remove_empty(path))
+            .chain([self.source.clean_up()])
+            .collect::<Result<()>>()
+            .and_then(|()| self.forget());
+        if let Err(reason) = left {
+            tracing::warn!(restore = %self.id, error = %reason.chain(), "its journal stays for now");
+        }
+        let directory = self.placement.directory.display();
+        let words = format!(
+            "The cluster in \"{directory}\" is complete, and somebody may have written to it: it stays"
+        );
+        error.and_hint(&words).unwrap_or_else(|error| {
+            tracing::warn!("{words}");
+            error
+        })
     }
 
     fn forget(&self) -> Result<()> {
@@ -384,7 +420,7 @@ impl<'a> Build<'a> {
         if self.lock.is_none() {
             return;
         }
-        if let Err(error) = unfinished::undo(self.cx, &self.journal) {
+        if let Err(error) = unfinished::undo(self.cx, &self.entry()) {
             tracing::warn!(
                 restore = %self.id, error = %error.chain(), "left for the next start to remove{}",
                 unfinished::held_by(&self.journal)
@@ -414,6 +450,7 @@ impl<'a> Build<'a> {
             data: self.placement.directory.clone(),
             alone_in: places.clone(),
             places,
+            is_marked: true,
             ..Default::default()
         };
         journal::write(&path, &entry)?;
@@ -427,9 +464,7 @@ impl<'a> Build<'a> {
 
     fn make_directories(&self, owner: Option<Credentials>) -> Result<()> {
         let directory = &self.placement.directory;
-        if matches!(self.source, Source::Repository(_)) {
-            self.marker().write(directory)?;
-        }
+        self.marker().write(directory)?;
         // ZFS makes missing folders above a mount point with the umask's mode.
         for volume in self.placement.volumes.iter().filter(|volume| volume.dataset.is_some()) {
             volume.mountpoint.parent().map_or(Ok(()), files::create_open_directories)?;
@@ -453,6 +488,7 @@ impl<'a> Build<'a> {
             before: self.sets_before(),
             tablespaces: self.folders_of_tablespaces(),
             ended: false,
+            from_snapshots: matches!(self.source, Source::Snapshots),
         }
     }
 
@@ -555,8 +591,7 @@ fn datasets(placement: &Placement, source: &Source) -> Vec<DatasetName> {
 
 /// Returns folders that are Lockstep's with everything in them.
 fn own(placement: &Placement, source: &Source) -> Vec<PathBuf> {
-    let mut own = vec![placement.directory.join("log"), placement.directory.join("run")];
-    own.push(marker::path(&placement.directory));
+    let mut own = unfinished::own_in(&placement.directory);
     // What existed before isn't Lockstep's to remove.
     own.retain(|path| !source.is_delta() || !path.exists());
     own.extend(source.staging());

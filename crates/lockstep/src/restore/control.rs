@@ -19,7 +19,7 @@ use crate::postgres::instance::{self, PG_CONTROL};
 use crate::process::Credentials;
 
 /// Its name meanwhile, next to its own place.
-pub(super) const UNDER_WAY: &str = "pg_control.lockstep";
+pub(crate) const UNDER_WAY: &str = "pg_control.lockstep";
 
 /// Returns where it is meanwhile.
 pub(super) fn held(data: &Path) -> PathBuf {
@@ -29,6 +29,11 @@ pub(super) fn held(data: &Path) -> PathBuf {
 /// Whether it is in its place: a server starts there.
 pub(crate) fn is_in_place(data: &Path) -> bool {
     data.join(PG_CONTROL).metadata().is_ok_and(|found| found.len() > 0)
+}
+
+/// Whether a restore took its name away and hasn't given it back: it runs, or is unfinished.
+pub(crate) fn is_held(data: &Path) -> bool {
+    !is_in_place(data) && held(data).exists()
 }
 
 /// Reads it, whatever its name is now.

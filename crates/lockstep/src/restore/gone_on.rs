@@ -8,12 +8,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::unfinished::{destroy_datasets, is_receiving, remove_place, say_ended};
-use super::{control, marker};
+use super::folders::remove_empty;
+use super::unfinished::{MADE_BY, destroy_datasets, is_receiving, say_ended, stop};
+use super::{control, marker, others};
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
-use crate::postgres::server::{self, Stop};
 use crate::process::quote;
 use crate::set::journal::RestoreJournal;
 use crate::volume::zfs::DatasetName;
@@ -67,6 +67,24 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
     }
 }
 
+/// Returns the same entry with only what is still there of what `--delta` continues with: somebody who gives up on the
+/// restore destroys its datasets.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn still_there(cx: &Context, entry: &RestoreJournal) -> Result<RestoreJournal> {
+    let mut entry = entry.clone();
+    for dataset in std::mem::take(&mut entry.kept) {
+        if cx.zfs.carries(&dataset, MADE_BY, &entry.id)? == Some(true) {
+            entry.kept.push(dataset);
+        }
+    }
+    if let Some(dataset) = entry.data_on.as_ref().filter(|_| entry.is_over_older) {
+        entry.is_over_older = cx.zfs.exists(dataset.as_str())?;
+    }
+    Ok(entry)
+}
+
 /// Puts what stays in order: no server runs or starts on it, what is half received is removed, and its marker says
 /// that this restore has ended. Then only the journal has to be removed.
 ///
@@ -74,12 +92,14 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
 /// When a server doesn't stop, a half-received dataset can't be destroyed, pg_control can't be renamed, or it can't be
 /// recorded there that it has ended.
 pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    server::stop(&entry.data, Stop::Immediate)?;
-    control::hold(&entry.data)?;
+    stop(entry)?;
+    if others::has_data(entry)? {
+        control::hold(&entry.data)?;
+    }
     let goes = without_kept(entry);
     destroy_datasets(cx, &goes)?;
     files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
-    entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
+    entry.places_of_others.iter().try_for_each(|path| remove_empty(path))?;
     let mut stays = entry.clone();
     stays.datasets.retain(|dataset| !goes.datasets.contains(dataset));
     say_ended(cx, &stays)
@@ -101,6 +121,7 @@ pub fn words(entry: &RestoreJournal) -> String {
     if entry.is_over_older
         || !entry.own.contains(&marker::path(directory))
         || !is_own(entry, directory)
+        || !others::are_away(entry)
     {
         return stays;
     }

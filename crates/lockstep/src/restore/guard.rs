@@ -43,7 +43,7 @@ pub(super) struct Asked<'a> {
 
 /// Checks every place that the restore would change; returns those of its datasets that exist already.
 pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetName>> {
-    let &Asked { manifest, placement, delta, .. } = asked;
+    let &Asked { placement, delta, .. } = asked;
     let there = match asked.source.parent() {
         Some(parent) => there(cx, parent, placement)?,
         None => BTreeSet::new(),
@@ -73,7 +73,9 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         folders.try_for_each(|folder| enter::check(folder, owner, &cx.cluster.os_user))?;
     }
     steps::reached("restore.checked")?;
-    links(manifest, placement)?;
+    if delta {
+        links(asked)?;
+    }
     let mut places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
     let mounts = Mounts::read()?;
     let filled = places.len();
@@ -113,7 +115,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
     older::check(asked, &there)?;
-    older::no_files_for_a_link(asked, &surplus)?;
+    older::no_files_for_a_link(asked, &surplus, &mounts)?;
     older::no_files_for_a_dataset(placement, &there, &mounts)?;
     older::no_dataset_for_files(cx, placement, &mounts)?;
     Ok(there)
@@ -189,7 +191,7 @@ fn no_folder_for_a_link(placement: &Placement, path: &Path) -> Result<()> {
 
 /// Returns the error for a folder that isn't empty: it may well be an older restore.
 fn in_use(path: &Path, placement: &Placement) -> Error {
-    let marker = Marker::read(path).filter(|_| path == placement.directory);
+    let marker = Marker::of_older(path).filter(|_| path == placement.directory);
     match marker {
         Some(marker) => Refusal::DirectoryHoldsRestore {
             path: path.to_path_buf(),
@@ -243,8 +245,12 @@ pub(super) fn place_of_tablespace(path: &Path, directory: &Path) -> Result<PathB
     }
 }
 
-/// Refuses links inside an older restore: what a planted link leads to must not be written to.
-fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
+/// Refuses links inside an older restore: what a planted link leads to must not be written to. One that the older
+/// restore made where this one needs a folder is removed.
+fn links(asked: &Asked<'_>) -> Result<()> {
+    let &Asked { manifest, placement, .. } = asked;
+    let older = Marker::of_older(&placement.directory);
+    let is_over = older.is_some_and(|older| older.is_of(manifest, asked.source));
     let own = |name: &&str| placement.directory.join(name);
     let mut folders: Vec<PathBuf> =
         ["log", "run", "tablespaces", "volumes"].iter().map(own).collect();
@@ -258,12 +264,15 @@ fn links(manifest: &Manifest, placement: &Placement) -> Result<()> {
         }
     }
     // pg_wal inside the data directory is turned from a link into a folder together with the rest.
-    let is_replaced = |path: &Path| path != placement.data && path.starts_with(&placement.data);
+    let is_replaced = |path: &Path| {
+        path != placement.data && path.starts_with(&placement.data)
+            || is_over && surplus::is_link_for_a_folder(placement, path)
+    };
     match folders.into_iter().find(|path| !is_replaced(path) && path.is_symlink()) {
         None => Ok(()),
         Some(path) => Err(Error::usage(
             format!("\"{}\" is a symbolic link", path.display()),
-            "remove it, or restore to the folder that it leads to",
+            "no restore of this cluster made it: remove it, or restore to another folder",
         )),
     }
 }

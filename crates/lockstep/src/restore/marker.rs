@@ -1,7 +1,8 @@
 //! `DIR/.lockstep-restore`: says that Lockstep restored to a folder, and which cluster and set.
 //!
 //! It is written before anything else is made there, and it stays. `--delta` removes and overwrites, so it has to
-//! know that a restore made what it finds. A dataset carries a property for that; a folder can't.
+//! know that a restore made what it finds; and so does the command that removes what a killed restore left. A dataset
+//! carries a property for that; a folder can't.
 
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ pub(super) struct Marker {
     /// The restore has ended, and what is there stays. An older Lockstep doesn't write this.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) ended: bool,
+    /// It was restored from snapshots: `--delta` neither continues with it nor changes it. An older Lockstep wrote no
+    /// marker then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) from_snapshots: bool,
 }
 
 /// Returns its path.
@@ -59,6 +64,11 @@ impl Marker {
             return None;
         }
         serde_json::from_slice(&std::fs::read(&path).ok()?).ok()
+    }
+
+    /// Reads the one of a restore from a repository, which `--delta` may change.
+    pub(super) fn of_older(directory: &Path) -> Option<Self> {
+        Self::read(directory).filter(|marker| !marker.from_snapshots)
     }
 
     /// Whether it is of the same cluster as this set from this source.
@@ -92,12 +102,18 @@ mod tests {
             before: Vec::new(),
             tablespaces: vec!["/srv/ts".into()],
             ended: false,
+            from_snapshots: false,
         };
         let text = serde_json::to_string(&marker).unwrap();
-        assert!(!text.contains("ended"), "as an older one has it");
+        assert!(!text.contains("ended") && !text.contains("snapshots"), "as an older one has it");
         let ended = Marker { ended: true, ..marker.clone() };
         ended.write(&folder).unwrap();
-        assert_eq!(Marker::read(&folder), Some(ended));
+        assert_eq!(Marker::read(&folder), Some(ended.clone()));
+        assert_eq!(Marker::of_older(&folder), Some(ended.clone()));
+        let clones = Marker { from_snapshots: true, ..ended };
+        clones.write(&folder).unwrap();
+        assert_eq!(Marker::of_older(&folder), None);
+        assert_eq!(Marker::read(&folder), Some(clones));
         marker.write(&folder).unwrap();
         assert_eq!(Marker::read(&folder), Some(marker.clone()));
         std::fs::rename(path(&folder), folder.join("other")).unwrap();

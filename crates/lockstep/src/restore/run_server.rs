@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use pgfiles::control_file::ControlFile;
 
 use super::build::Build;
-use super::{Problem, Restored, behind, control, fetched, standby, tree, unfinished, whole_pages};
+use super::{Problem, Restored, behind, control, fetched, folders, standby, tree, whole_pages};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation::Isolation;
@@ -248,7 +248,7 @@ fn move_out(
 
 /// Removes the mount points for others' paths: nothing is bound there any more.
 fn remove_places_of_others(build: &Build) -> Result<()> {
-    build.journal.places_of_others.iter().try_for_each(|path| unfinished::remove_place(path))
+    build.journal.places_of_others.iter().try_for_each(|path| folders::remove_empty(path))
 }
 
 /// Makes the problem for a cluster that is restored but doesn't start.

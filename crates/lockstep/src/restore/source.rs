@@ -12,8 +12,8 @@ use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::receive::{self, Receiving};
-use super::{control, fold, parked, raw};
-use crate::context::Context;
+use super::{control, fold, parked, raw, surplus};
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::layout::PartKind;
@@ -28,7 +28,7 @@ use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
 use crate::volume::mounts::Mounts;
-use crate::volume::zfs::{Base, CloneSpec, DatasetName, Zfs, while_received};
+use crate::volume::zfs::{Base, CloneSpec, DatasetName, SnapshotName, Zfs, while_received};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's fixed memory
 /// and 0.8 MiB for each delta this keeps two of them below 256 MiB.
@@ -206,7 +206,7 @@ fn make_clones(build: &Build) -> Result<()> {
         if has_data {
             properties.extend(parked::properties());
         }
-        build.cx.zfs.clone_snapshot(&CloneSpec {
+        let made = build.cx.zfs.clone_snapshot(&CloneSpec {
             origin: &volume.origin,
             dataset,
             mountpoint: &volume.mountpoint,
@@ -214,7 +214,8 @@ fn make_clones(build: &Build) -> Result<()> {
             // Snapshots of a restored cluster are taken as of any other.
             is_throwaway: build.request.clone.is_some(),
             properties: &properties,
-        })?;
+        });
+        made.map_err(|error| removed_meanwhile(build, &volume.origin, error))?;
         if has_data {
             parked::mount(&build.cx.zfs, dataset, &build.placement.data)?;
         }
@@ -222,6 +223,19 @@ fn make_clones(build: &Build) -> Result<()> {
         steps::reached(&format!("restore.cloned-{}", index + 1))?;
     }
     Ok(())
+}
+
+/// Explains why there is no clone if a prune has removed the set since it was chosen: nothing keeps it until then.
+fn removed_meanwhile(build: &Build, origin: &SnapshotName, error: Error) -> Error {
+    match build.cx.zfs.find_snapshot(origin) {
+        Ok(None) => Error::failed(format!(
+            "set {} was removed while it was being restored: snapshot \"{origin}\" is gone",
+            build.manifest.set
+        ))
+        .because(error)
+        .with_hint(format!("restore another set: `{} list`", lockstep())),
+        _ => error,
+    }
 }
 
 impl FromRepository {
@@ -332,13 +346,17 @@ impl FromRepository {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
                         build.begins_with_files()?;
+                        surplus::make_room(build, &placed.mountpoint)?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
                         let before = syncing.replace(scope.spawn(move || unsynced.sync()));
                         before.map_or(Ok(()), synced)?;
                     }
-                    None => make_wal_folders(placed, volume, owner)?,
+                    None => {
+                        surplus::make_room(build, &placed.mountpoint)?;
+                        make_wal_folders(placed, volume, owner)?;
+                    }
                 }
                 steps::reached(&format!("restore.received-{}", index + 1))?;
             }
@@ -372,6 +390,7 @@ impl FromRepository {
                 }
             };
         }
+        surplus::make_room(build, &placed.mountpoint)?;
         let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::as_files;
 use super::build::Build;
 use super::placement::Placement;
-use super::tree;
+use super::{control, tree};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::process::quote;
@@ -52,6 +52,34 @@ fn is_filled(placement: &Placement, path: &Path) -> bool {
     let mut real = real.chain([&placement.data, &placement.wal]);
     let mut links = placement.links.iter().map(|(link, _)| link).chain(&placement.wal_link);
     real.any(|place| place.starts_with(path)) || (path.is_symlink() && links.any(|it| it == path))
+}
+
+/// Whether an older restore made this link, and this one needs a folder there: what was a folder of its volume has a
+/// volume of its own by now. Nothing else in DIR that a restore fills may be a link.
+pub(super) fn is_link_for_a_folder(placement: &Placement, path: &Path) -> bool {
+    let directory = &placement.directory;
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let is_known = match path.parent() {
+        Some(parent) if parent == directory => ["data", "wal"].contains(&name),
+        Some(parent) => parent == directory.join("tablespaces") && is_oid(name),
+        None => false,
+    };
+    let is_wanted = placement.links.iter().any(|(link, _)| link == path);
+    let leads_into_it = std::fs::read_link(path).is_ok_and(|target| target.starts_with(directory));
+    is_known && !is_wanted && leads_into_it
+}
+
+/// Removes such a link before the folder is made. From here on the older restore is changed, and nothing starts on it.
+pub(super) fn make_room(build: &Build, folder: &Path) -> Result<()> {
+    if !build.is_over_an_older_restore() || !is_link_for_a_folder(&build.placement, folder) {
+        return Ok(());
+    }
+    build.older.is_changed.set(true);
+    if folder == build.placement.directory.join("data") {
+        // The older restore's data directory, which lies elsewhere.
+        control::hold(folder)?;
+    }
+    files::remove_file(folder)
 }
 
 /// Removes them if the older restore's marker says that they are Lockstep's; returns how many names were removed.
@@ -173,6 +201,30 @@ mod tests {
         assert_eq!(find(&placement).unwrap(), Vec::<PathBuf>::new());
         symlink(&one, directory.join("tablespaces/1")).unwrap();
         assert_eq!(find(&placement).unwrap(), Vec::<PathBuf>::new(), "its link is wanted");
+    }
+
+    #[test]
+    fn a_link_that_a_restore_made_makes_room_for_a_folder() {
+        let scratch = tempfile::tempdir().unwrap();
+        let directory = scratch.path().canonicalize().unwrap().join("room");
+        std::fs::create_dir_all(directory.join("tablespaces")).unwrap();
+        let placement = over(&directory);
+        let (own, foreign) = (directory.join("volumes/data/15/pg_wal"), scratch.path());
+        for (name, target, makes_room) in [
+            ("data", &*own, true),
+            ("tablespaces/7", &own, true),
+            // These are wanted.
+            ("wal", &own, false),
+            ("tablespaces/1", &own, false),
+            ("tablespaces/notes", &own, false),
+            ("log", &own, false),
+            ("tablespaces/8", foreign, false),
+        ] {
+            let link = directory.join(name);
+            symlink(target, &link).unwrap();
+            assert_eq!(is_link_for_a_folder(&placement, &link), makes_room, "{name}");
+        }
+        assert!(!is_link_for_a_folder(&placement, &directory.join("volumes")));
     }
 
     #[test]

@@ -8,8 +8,13 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::folders::{goes, own_folders, remove_empty};
 use super::marker::Marker;
 use super::{alone, control, gone_on, others, seen};
+
+pub(crate) use super::folders::own_in;
+pub use super::folders::remove_folders;
+pub(crate) use super::others::has_data;
 use crate::clone;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -24,7 +29,7 @@ use crate::volume::zfs::{DatasetName, SnapshotName};
 /// The property that names the ended restore that a dataset belongs to.
 const ENDED: &str = "lockstep:ended";
 /// The property that names the restore that made a dataset.
-const MADE_BY: &str = "lockstep:restore";
+pub(super) const MADE_BY: &str = "lockstep:restore";
 
 /// Returns the path of a restore's journal entry.
 #[must_use]
@@ -159,6 +164,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
                 id = %entry.id, data = %entry.data.display(),
                 "an unfinished restore is a cluster of its own by now: it stays, and isn't Lockstep's any more"
             );
+            destroy_datasets(cx, &received_only(entry))?;
             return leave(path, cx, entry, held);
         }
         Whose::Unknown(error) => {
@@ -172,6 +178,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
         }
         Whose::Ours => {}
     }
+    let entry = &gone_on::still_there(cx, entry)?;
     if gone_on::is_kept(entry) {
         gone_on::keep(cx, entry)?;
         tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(entry));
@@ -227,7 +234,7 @@ fn forget(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resu
 /// Forgets a restore whose cluster stays.
 fn forget_restore(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Result<()> {
     files::remove_tree(&cx.state.path("staging").join(&entry.id))?;
-    entry.places_of_others.iter().try_for_each(|path| remove_place(path))?;
+    entry.places_of_others.iter().try_for_each(|path| remove_empty(path))?;
     forget(path, cx, entry, held)
 }
 
@@ -244,12 +251,12 @@ fn leave(path: &Path, cx: &Context, entry: &RestoreJournal, held: Lock) -> Resul
 }
 
 /// Whether a later restore has overwritten this one's marker with its own: a restore with another state_dir, which
-/// doesn't know this journal.
+/// doesn't know this journal. One from snapshots continues with nothing: DIR was empty.
 fn is_taken_over(entry: &RestoreJournal) -> bool {
     let mut markers = entry.alone_in.iter().filter_map(|folder| Marker::read(folder));
     // Until it wrote its own, there was that of the restore before it.
     let known = ["", &entry.over, &entry.id];
-    markers.any(|marker| !known.contains(&marker.restore.as_str()))
+    markers.any(|marker| !marker.from_snapshots && !known.contains(&marker.restore.as_str()))
 }
 
 /// Returns the same entry with only those datasets that no other restore continues with.
@@ -280,7 +287,7 @@ pub fn to_be_undone(cx: &Context) -> Result<BTreeSet<DatasetName>> {
         {
             continue;
         }
-        all.extend(gone_on::without_kept(&entry).datasets);
+        all.extend(gone_on::without_kept(&gone_on::still_there(cx, &entry)?).datasets);
     }
     Ok(all)
 }
@@ -296,7 +303,7 @@ fn kind(id: &str) -> &'static str {
 
 /// Lists what is removed, for people: datasets and folders, without those inside another.
 fn left(entry: &RestoreJournal) -> String {
-    let folders = entry.places.iter().chain(own_folders(entry));
+    let folders = entry.places.iter().filter(goes(entry)).chain(own_folders(entry));
     let mut folders: Vec<&Path> = folders.map(PathBuf::as_path).collect();
     folders.retain(|path| path.symlink_metadata().is_ok());
     let all = folders.clone();
@@ -312,12 +319,14 @@ fn left(entry: &RestoreJournal) -> String {
 
 /// Records on the datasets of a restore and in its folder that it has ended, because the journal may come back with
 /// an older copy of state_dir. That takes such a copy, so the restore is no worse if this can't be recorded.
-pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) {
+/// Returns whether it is recorded.
+pub(super) fn mark_ended(cx: &Context, entry: &RestoreJournal) -> bool {
     let marked = mark_folders_ended(entry)
         .and_then(|()| cx.zfs.set(ENDED, &entry.id, &gone_on::staying(entry)));
-    if let Err(error) = marked {
+    if let Err(error) = &marked {
         tracing::warn!(restore = %entry.id, error = %error.chain(), "can't record there that it has ended");
     }
+    marked.is_ok()
 }
 
 /// Records that a restore has ended wherever it made something. What is another's by now, or gone, isn't touched.
@@ -485,7 +494,7 @@ pub(super) fn held_by(entry: &RestoreJournal) -> String {
 /// # Errors
 /// When one of them stays.
 pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    server::stop(&entry.data, server::Stop::Immediate)?;
+    stop(entry)?;
     if let Err(error) = destroy_datasets(cx, entry) {
         hold_what_stays(cx, entry)?;
         return Err(error);
@@ -493,11 +502,22 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     remove_folders(entry)
 }
 
+/// Stops the server in its data directory, if that is still this restore's.
+///
+/// # Errors
+/// When it doesn't stop.
+pub fn stop(entry: &RestoreJournal) -> Result<()> {
+    match others::has_data(entry)? {
+        true => server::stop(&entry.data, server::Stop::Immediate),
+        false => Ok(()),
+    }
+}
+
 /// Takes pg_control's name away if the data directory's dataset couldn't be destroyed: its links may lead to the
 /// original's tablespaces.
 fn hold_what_stays(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     let Some(dataset) = &entry.data_on else { return Ok(()) };
-    if cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
+    if others::has_data(entry)? && cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
         control::hold(&entry.data)?;
     }
     Ok(())
@@ -588,39 +608,6 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
     Ok(found)
 }
 
-/// Removes the folders, which are empty once the clones are gone. What others have made there stays.
-///
-/// # Errors
-/// When one stays.
-pub fn remove_folders(entry: &RestoreJournal) -> Result<()> {
-    own_folders(entry).try_for_each(|path| files::remove_tree(path))?;
-    let places = entry.filled.iter().chain(&entry.places).chain(&entry.places_of_others);
-    places.into_iter().try_for_each(|path| remove_place(path))
-}
-
-/// Returns the folders that go with what is in them. In DIR they do only if others have made nothing there.
-fn own_folders(entry: &RestoreJournal) -> impl Iterator<Item = &PathBuf> {
-    let (are_away, directory) = (others::are_away(entry), gone_on::directory(entry));
-    let is_own =
-        move |path: &&PathBuf| are_away || directory.is_none_or(|it| !path.starts_with(it));
-    entry.own.iter().chain(others::written(entry)).filter(is_own)
-}
-
-/// Removes a link or an empty folder; a folder that somebody put something into stays.
-pub(super) fn remove_place(path: &Path) -> Result<()> {
-    match std::fs::symlink_metadata(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(e) => Err(Error::io("look at", path)(e)),
-        Ok(metadata) if metadata.is_dir() => match std::fs::remove_dir(path) {
-            Err(e) if e.kind() == std::io::ErrorKind::DirectoryNotEmpty => Ok(()),
-            Err(e) if e.kind() == std::io::ErrorKind::ResourceBusy => Ok(()),
-            other => other.map_err(Error::io("remove", path)),
-        },
-        Ok(metadata) if metadata.is_symlink() => files::remove_file(path),
-        Ok(_) => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -686,6 +673,7 @@ mod tests {
         entry.own = vec![folder.join("log")];
         assert_eq!(left(&entry), format!("dataset p/data, \"{}\"", folder.display()));
         // It has lost its marker, so what is in DIR is somebody else's.
+        std::fs::write(folder.join("log/theirs"), b"").unwrap();
         entry.datasets.clear();
         entry.places.clear();
         entry.alone_in = vec![folder.clone()];

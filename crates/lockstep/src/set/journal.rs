@@ -90,6 +90,13 @@ pub struct RestoreJournal {
     /// Lockstep's with everything in them. Older versions have them in `own`.
     #[serde(default, with = "paths_text")]
     pub filled: Vec<PathBuf>,
+    /// What its links lead to: of the links in `places`, only those are removed that lead there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "paths_text")]
+    pub leads: Vec<PathBuf>,
+    /// Its marker is the first thing that it makes in DIR, and the last that is removed: without it, DIR is somebody
+    /// else's by now. Older versions wrote none for a restore from snapshots, and didn't record what links lead to.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_marked: bool,
     /// Empty folders made as mount points where tablespaces of the original cluster were.
     #[serde(with = "paths_text")]
     pub places_of_others: Vec<PathBuf>,

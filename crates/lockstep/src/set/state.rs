@@ -92,12 +92,11 @@ impl State {
         self.directory.join(name)
     }
 
-    /// Returns the folder with the records of this host's mirrors.
+    /// Returns the path of a folder or file in state_dir that isn't one cluster's.
     #[must_use]
-    pub fn mirrors(&self) -> PathBuf {
-        // state_dir/clusters/NAME is this cluster's.
-        let state_dir = self.directory.ancestors().nth(2).unwrap_or(&self.directory);
-        state_dir.join("mirrors")
+    pub fn of_host(&self, name: &str) -> PathBuf {
+        let state_dir = self.directory.ancestors().nth(2);
+        state_dir.unwrap_or(&self.directory).join(name)
     }
 
     /// Returns the folder of a set.

@@ -4,10 +4,12 @@
 use crate::support::by_hand::write_as_postgres;
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
-use crate::support::command::{give_to_postgres, wait_until};
+use crate::support::command::{as_postgres, give_to_postgres, must, wait_until};
+use crate::support::fixture::free_port;
 use crate::support::layout::empty_pools;
 use crate::support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use crate::support::pools::zfs;
+use crate::support::shipping::discard;
 use crate::support::standby::{Alone, set};
 use crate::{
     PATIENCE, SCALE, assert_gone, backup, catch_up, create, create_words, dataset, directory,
@@ -125,6 +127,22 @@ fn behind_its_wal_and_made_new() {
     wait_for_state(&alone, "main", "wal-gone");
 
     alone.primary.execute(&["CREATE TABLE after (n int)", "INSERT INTO after VALUES (7)"]);
+    // Interrupted half way: pg_control may still say "shut down".
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.recreate-slot");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&["mirror", "recreate", "main"]);
+    steps.wait_reached("mirror.recreate-slot", &mut running);
+    running.signal(Signal::TERM);
+    let outcome = running.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+    for words in [&["backup", "--strategy", "cold"][..], &["backup"], &["plan"]] {
+        let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", words));
+        let said = &refused.stderr;
+        assert!(said.contains("is half old and half new"), "{}", refused.describe());
+        assert!(said.contains("mirror recreate main"), "{}", refused.describe());
+    }
+    let checked = lockstep.run(&of_cluster("main", &["check"]));
+    assert!(checked.stdout.contains("is half old and half new"), "{}", checked.describe());
     let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
     wait_for_state(&alone, "main", "follows");
@@ -316,41 +334,6 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     assert_gone(&alone, "main", "destroyed with a set that can't be read");
 }
 
-/// An interrupted `mirror recreate` leaves data that is half old and half new, and that may look shut down.
-#[test]
-fn half_new_is_not_backed_up() {
-    let alone = Alone::new(empty_pools());
-    create(&alone, "main");
-    catch_up(&alone, "main");
-    let lockstep = alone.fixture.lockstep();
-    let good = backup(&lockstep, "main");
-    for (step, signal) in
-        [("mirror.recreate-recorded", Signal::TERM), ("mirror.recreate-emptied", Signal::KILL)]
-    {
-        let steps = Steps::new(alone.fixture.root().join(step));
-        steps.hold(step);
-        let recreate = ["mirror", "recreate", "main", "--base-backup"];
-        let mut running = lockstep.clone().with_steps(&steps).spawn(&recreate);
-        steps.wait_reached(step, &mut running);
-        running.signal(signal);
-        steps.release(step);
-        assert_ne!(running.wait(LIMIT).code, Some(exit::DONE), "it was cut off at {step}");
-        for words in [&["plan"][..], &["backup"], &["backup", "--strategy", "cold"]] {
-            let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", words));
-            let hint = "lockstep mirror recreate main";
-            assert!(refused.stderr.contains(hint), "{step}: {}", refused.describe());
-        }
-        let checked = lockstep.expect(exit::PROBLEMS, &of_cluster("main", &["check"]));
-        assert!(checked.stdout.contains("half old and half new"), "{}", checked.describe());
-    }
-    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    wait_for_state(&alone, "main", "follows");
-    let new = backup(&lockstep, "main");
-    let listed = lockstep.json(&of_cluster("main", &["list"]));
-    let sets = listed["sets"].as_array().expect("a list of sets").len();
-    assert_eq!(sets, 2, "{} and {}: {listed}", good.id, new.id);
-}
-
 /// state_dir is replaced by a copy from when the mirror was being made.
 #[test]
 fn one_that_was_complete_is_not_taken_for_half_made() {
@@ -368,6 +351,50 @@ fn one_that_was_complete_is_not_taken_for_half_made() {
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
     assert_gone(&alone, "main", "destroyed");
+}
+
+/// Somebody gives up on a killed mirror, and makes a cluster of its name in its folder.
+#[test]
+fn what_was_made_where_a_mirror_was_given_up_stays() {
+    let alone = Alone::new(empty_pools());
+    let lockstep = alone.fixture.lockstep();
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.registered");
+    let create = create_words(&alone, "main");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&create));
+    steps.wait_reached("mirror.registered", &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    let mirror = server_of(&alone, "main");
+    mirror.stop(Stop::Immediate);
+    // The second is mounted inside the first.
+    for name in [format!("{}/main-ts2", alone.fixture.pools[1].name), dataset(&alone, "main")] {
+        discard(&alone.fixture, &directory(&alone, "main"), &name);
+    }
+    let data = directory(&alone, "main").join("data");
+    fs::create_dir_all(data.parent().expect("it has one")).expect("the test may");
+    give_to_postgres(&directory(&alone, "main"));
+    let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
+    let path = data.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut as_postgres(alone.primary.bin.join("initdb"), initdb.iter().chain([&path])));
+    let port = free_port();
+    let settings = format!(
+        "port = {port}\nlisten_addresses = ''\nunix_socket_directories = '{}'\n",
+        alone.primary.socket.display()
+    );
+    fs::write(data.join("postgresql.auto.conf"), settings).expect("the test may");
+    let theirs = Cluster { data: data.clone(), port, ..alone.primary.clone() };
+    theirs.start();
+    theirs.execute(&["CREATE TABLE mine AS SELECT 3 AS n"]);
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let text = format!("[clusters.main]\ndata_directory = \"{path}\"\nport = {port}\n");
+    fs::write(&registration, &text).expect("the test may");
+    let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
+    assert!(made.stderr.contains("removing what an unfinished mirror left"), "{}", made.describe());
+    assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3", "{}", made.describe());
+    assert_eq!(fs::read_to_string(&registration).expect("it stays"), text);
+    theirs.stop(Stop::Immediate);
+    lockstep.expect(exit::DONE, &of_cluster("main", &["mirror", "destroy", "other"]));
 }
 
 /// SIGKILL, and a signal, at every step of `mirror create`; SIGKILL at every step of `mirror destroy`.

@@ -2,10 +2,9 @@
 //! starts on it, whether Lockstep has run again or not, and what can't be seen meanwhile isn't forgotten.
 
 use super::*;
+use std::time::Duration;
 use support::command::give_to_postgres;
-use support::layout::Layout;
 use support::pools::{Pool, patiently};
-use support::shipping::discard;
 use support::workspace::processes_of;
 
 /// A cluster with a set in a repository, and a tablespace that was made later, in the archive.
@@ -269,4 +268,66 @@ fn what_is_in_the_way_is_named_with_its_way_out() {
     let half = text.lines().find(is_half).expect("it stays");
     assert_said(&again, &[&format!("`zfs destroy -r {half}`")]);
     assert_lives_on(&later.fixture);
+}
+
+/// It has made names, and nothing has come from the repository: then nothing stays.
+#[test]
+fn files_without_content_do_not_stay() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    for signal in [Signal::INT, Signal::TERM] {
+        let hooks = Hooks::new(&fixture);
+        hooks.steps.delay("restore.files-folder", Duration::from_millis(100));
+        let form = &FILES[..4];
+        let mut program =
+            lockstep.clone().with_steps(&hooks.steps).spawn(&restore_arguments(&set.id, &to, form));
+        wait_until("it has made names", LIMIT, || {
+            assert!(program.is_running());
+            !entries(&to.join("data/base")).is_empty()
+        });
+        program.signal(signal);
+        let outcome = program.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+        assert!(!to.exists(), "{signal:?}: {:?}", entries(&to));
+        assert_nothing_remains(&fixture, &[], "interrupted before anything came");
+    }
+    assert_lives_on(&fixture);
+}
+
+/// The configuration may name its data directory already. And if it is removed there, another cluster isn't taken for
+/// it.
+#[test]
+fn an_unfinished_restore_is_neither_called_damaged_nor_mistaken() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let data = to.join("data");
+    let hooks = Hooks::holding(&fixture, "restore.prepared");
+    let arguments = restore_arguments(&set.id, &to, &FILES[..4]);
+    let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+    hooks.steps.wait_reached("restore.prepared", &mut program);
+    program.kill();
+    program.wait(LIMIT);
+
+    let path = fixture.root().join("shipping.toml");
+    let text = fs::read_to_string(&path).expect("the configuration");
+    let more = format!("{text}\n[clusters.again]\ndata_directory = {}\n", toml_string(&data));
+    fs::write(&path, &more).expect("it can be written");
+    let outcome = lockstep.expect(exit::USAGE, &["--cluster", "again", "plan"]);
+    assert_said(&outcome, &["is a restore that hasn't ended", "pg_control.lockstep", "--delta"]);
+    fs::write(&path, text).expect("it can be written");
+
+    fs::remove_dir_all(&data).expect("the test may");
+    give_to_postgres(&to);
+    let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
+    let at = data.to_str().expect("the harness' own paths are UTF-8");
+    let bin = fixture.cluster.bin.join("initdb");
+    must(&mut as_postgres(bin, initdb.iter().chain([&at])));
+    let before = walk(&data);
+    let said = lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+    let changed = differences(&before, &walk(&data));
+    assert!(changed.is_empty(), "{changed:?}: {}", said.describe());
+    assert!(!said.stderr.contains("rm -r"), "{}", said.describe());
+    let left = entries(&fixture.state.join("clusters/main/restores"));
+    assert!(left.iter().all(|path| path.extension().is_none_or(|end| end != "json")), "{left:?}");
+    assert_lives_on(&fixture);
 }

@@ -22,10 +22,10 @@ use support::faults::{
     server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
-use support::layout::{one_pool, two_pools_four_datasets};
+use support::layout::{Layout, Wal, one_pool, two_pools_four_datasets};
 use support::lockstep::{LIMIT, Lockstep, Set, exit, json_of, toml_string};
 use support::pools::{property, zfs};
-use support::shipping::with_repository;
+use support::shipping::{discard, with_repository};
 
 const SCALE: u32 = 1;
 const FILES: [&str; 5] = ["--from", "repository", "--as", "files", "--delta"];
@@ -340,9 +340,62 @@ fn a_hangup_ends_it_tidily() {
     let set = fixture.lockstep().backup("label").id;
     let to = fixture.target("hung up");
     let arguments = restore_arguments(&set, &to, &["--start"]);
-    let (_, outcome) = signal_at(&fixture, "restore.started", Signal::HUP, &arguments);
+    let (_, outcome) = signal_at(&fixture, "restore.recovered", Signal::HUP, &arguments);
     assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
     assert_nothing_remains(&fixture, &[], "SIGHUP");
+}
+
+/// From the moment that its server is there for others, they may write to it; whatever ends the program then, from
+/// snapshots or a repository.
+#[test]
+fn a_cluster_that_was_handed_over_outlives_a_late_failure() {
+    let (fixture, lockstep, set) = live();
+    let folder = fixture.state.join("clusters/main/restores");
+    let is_journal = |path: &PathBuf| path.extension().is_some_and(|end| end == "json");
+    for (name, form) in [("clones", &[][..]), ("files", &FILES[..4])] {
+        for fails in [false, true] {
+            let to = fixture.target(&format!("{name}-{fails}"));
+            let arguments = restore_arguments(&set.id, &to, &[form, &["--start"]].concat());
+            let hooks = Hooks::holding(&fixture, "restore.started");
+            let mut program = lockstep.clone().with_steps(&hooks.steps).spawn(&arguments);
+            hooks.steps.wait_reached("restore.started", &mut program);
+            let data = fs::canonicalize(to.join("data")).expect("it is there");
+            let log = to.join("log/server.log");
+            let server = Cluster::running_in(&data, &fixture.cluster.bin, &log);
+            server.execute(&["CREATE TABLE precious AS SELECT 5 AS n"]);
+            let aside = fixture.root().join("aside");
+            if fails {
+                // Its journal can't be removed.
+                let journal = entries(&folder).into_iter().find(is_journal).expect("it is there");
+                fs::rename(&journal, &aside).expect("the test may");
+                fs::create_dir_all(journal.join("in the way")).expect("the test may");
+            } else {
+                program.signal(Signal::TERM);
+            }
+            hooks.steps.release("restore.started");
+            let outcome = program.wait(LIMIT);
+            let code = if fails { exit::DONE } else { exit::INTERRUPTED };
+            assert_eq!(outcome.code, Some(code), "{}", outcome.describe());
+            if fails {
+                assert_said(&outcome, &["its journal stays for now"]);
+                let journal = entries(&folder).into_iter().find(is_journal).expect("it stays");
+                fs::remove_dir_all(&journal).expect("the test may");
+                fs::rename(&aside, &journal).expect("the test may");
+            } else {
+                assert_said(
+                    &outcome,
+                    &["is complete, and somebody may have written to it: it stays"],
+                );
+            }
+            let next = lockstep.run(&["prune", "--local", "--set", "no-such"]);
+            let left: Vec<_> = entries(&folder).into_iter().filter(is_journal).collect();
+            assert!(left.is_empty(), "{left:?}: {}", next.describe());
+            assert_eq!(server.value("postgres", "SELECT n FROM precious"), "5", "{name} {fails}");
+            server.stop(Stop::Fast);
+            fixture.discard_restored(&to, &set.id);
+        }
+    }
+    assert_lives_on(&fixture);
 }
 
 /// Its folder is on its own file system, inside one that servers usually write to.

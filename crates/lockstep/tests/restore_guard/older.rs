@@ -464,3 +464,61 @@ fn files_and_datasets_that_are_not_mounted_do_not_mix() {
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("over the datasets");
     assert_lives_on(&fixture);
 }
+
+/// pg_wal was a folder of the data directory and gets a dataset of its own: where the older restore has a link that it
+/// made itself, this one needs a folder.
+#[test]
+fn a_link_that_the_older_restore_made_is_no_reason_to_refuse_it() {
+    let fixture = Fixture::new(Layout { wal: Wal::Inside, ..two_pools_four_datasets() });
+    fixture.cluster.execute(&["CREATE TABLE later TABLESPACE ts1 AS SELECT 7 AS n"]);
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label").id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let (files, datasets) = (fixture.target("files"), fixture.target("zfs"));
+    let forms = [(&files, &FILES[..4]), (&datasets, &zfs_form[..])];
+    for (to, form) in forms {
+        lockstep.restore(&first, to, form);
+        assert_eq!(fs::read_link(to.join("wal")).ok(), Some(to.join("volumes/data/pg/pg_wal")));
+    }
+    fixture.cluster.stop(Stop::Fast);
+    let (inside, own) = (fixture.cluster.data.join("pg_wal"), fixture.mnt().join("wal"));
+    must(command("cp", ["-aT"]).args([&inside, &own]));
+    fs::remove_dir_all(&inside).expect("it was copied");
+    symlink(&own, &inside).expect("the test may");
+    fixture.cluster.start();
+    let second = lockstep.backup("label").id;
+    let over = |set: &str, to: &Path, form: &[&str]| {
+        let more = [form, &["--delta"]].concat();
+        let dry = [&more[..], &["--dry-run"]].concat();
+        lockstep.expect(exit::DONE, &restore_arguments(set, to, &dry));
+        let restored = lockstep.restore_and_start(set, to, &more);
+        assert_eq!(restored.server().value("postgres", "SELECT n FROM later"), "7");
+        restored.server().stop(Stop::Fast);
+    };
+    // Killed in between, nothing starts on it, and the same command continues.
+    for (to, form) in forms {
+        let more = [form, &["--delta"]].concat();
+        let hooks = Hooks::holding(&fixture, "restore.surplus");
+        let program = lockstep.clone().with_steps(&hooks.steps);
+        let mut program = program.spawn(&restore_arguments(&second, to, &more));
+        hooks.steps.wait_reached("restore.surplus", &mut program);
+        program.kill();
+        program.wait(LIMIT);
+        over(&second, to, form);
+        let wal = to.join("wal").symlink_metadata().expect("it is there");
+        assert!(wal.is_dir());
+    }
+    // And back to the older set, for which a dataset would have to go.
+    over(&first, &files, &FILES[..4]);
+    assert!(files.join("wal").is_symlink());
+    over(&second, &files, &FILES[..4]);
+    // A link that no restore made.
+    let wal = files.join("wal");
+    fs::rename(&wal, fixture.root().join("aside")).expect("the test may");
+    symlink(fixture.root().join("aside"), &wal).expect("the test may");
+    let arguments = restore_arguments(&second, &files, &FILES);
+    let outcome = lockstep.expect(exit::USAGE, &arguments);
+    assert_said(&outcome, &["wal\" is a symbolic link", "no restore of this cluster made it"]);
+    discard(&fixture, &datasets, &parent);
+}

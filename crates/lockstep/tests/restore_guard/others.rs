@@ -180,6 +180,94 @@ fn what_was_made_where_a_restore_was_killed_stays() {
     assert_lives_on(&fixture);
 }
 
+/// The journals of restores on this host.
+fn journals(fixture: &Fixture) -> Vec<PathBuf> {
+    let mut all = entries(&fixture.state.join("clusters/main/restores"));
+    all.retain(|path| path.extension().is_some_and(|end| end == "json"));
+    all
+}
+
+/// A restore from snapshots that was killed and given up: by then another has the same links in its folder.
+#[test]
+fn a_restore_s_links_are_not_those_of_one_that_was_given_up() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.cluster.execute(&["CREATE TABLE later TABLESPACE ts1 AS SELECT 7 AS n"]);
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let next = || lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+    let to = fixture.target("r");
+    let aside = fixture.root().join("journal");
+    for (form, step) in
+        [(&[][..], "restore.journal"), (&TO_FILES, "restore.journal"), (&[], "restore.prepared")]
+    {
+        kill(&fixture, &lockstep, step, &restore_arguments(&set.id, &to, form));
+        let [journal] = &journals(&fixture)[..] else { panic!("{step}") };
+        fs::rename(journal, &aside).expect("the test may");
+        fixture.discard_restored(&to, &set.id);
+        assert!(!to.exists());
+        // Another cluster's restore doesn't know the journal.
+        lockstep.restore(&set.id, &to, &[]);
+        assert!(to.join("data").is_symlink() && to.join("wal").is_symlink());
+        fs::write(to.join("log/mine"), "kept").expect("it can be written");
+        let before = walk(&to);
+        fs::rename(&aside, journal).expect("the test may");
+        let checked = lockstep.run(&["check"]);
+        assert!(!checked.stdout.contains("start no server"), "{}", checked.describe());
+        let said = next();
+        assert!(journals(&fixture).is_empty(), "{step}: {}", said.describe());
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{step}: {changed:?}: {}", said.describe());
+        let server = server_by_hand(&fixture, &fs::canonicalize(to.join("data")).expect("a link"));
+        server.start();
+        assert_eq!(server.value("postgres", "SELECT n FROM later"), "7", "{step}");
+        server.stop(Stop::Fast);
+        fixture.discard_restored(&to, &set.id);
+    }
+
+    // Somebody's link in its folder, from before it had its marker there.
+    kill(&fixture, &lockstep, "restore.journal", &restore_arguments(&set.id, &to, &TO_FILES));
+    fs::remove_dir_all(&to).expect("the test may");
+    fs::create_dir(&to).expect("the test may");
+    symlink(fixture.owned("mine"), to.join("data")).expect("the test may");
+    let said = next();
+    assert!(to.join("data").is_symlink(), "{}", said.describe());
+    fs::remove_dir_all(&to).expect("the test may");
+    assert_nothing_remains(&fixture, &[], "nothing of Lockstep's is left");
+    assert_lives_on(&fixture);
+}
+
+/// Somebody gives up on a killed restore as its hint says, and makes a cluster in its folder, which isn't running.
+#[test]
+fn a_cluster_starts_where_a_restore_to_datasets_was_given_up() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for is_over_older in [false, true] {
+        if is_over_older {
+            lockstep.restore(&set.id, &to, &zfs_form);
+        }
+        let delta = [&zfs_form[..], &["--delta"]].concat();
+        kill(&fixture, &lockstep, "restore.prepared", &restore_arguments(&set.id, &to, &delta));
+        assert_eq!(journals(&fixture).len(), 1);
+        discard(&fixture, &to, &parent);
+        let data = to.join("data");
+        copy_of_a_cluster(&fixture, &data);
+        let before = walk(&to);
+        let checked = lockstep.run(&["check"]);
+        let said = lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+        assert!(journals(&fixture).is_empty(), "{}", said.describe());
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{changed:?}: {}", said.describe());
+        for wrong in ["rm -r", "start no server", "no server starts"] {
+            assert!(!checked.stdout.contains(wrong), "{wrong}: {}", checked.describe());
+            assert!(!said.stderr.contains(wrong), "{wrong}: {}", said.describe());
+        }
+        fs::remove_dir_all(&to).expect("the test may");
+    }
+    assert_lives_on(&fixture);
+}
+
 /// Over an older restore's datasets, as files. After a reboot they may not be mounted.
 #[test]
 fn files_on_datasets_that_are_not_mounted_are_not_forgotten() {

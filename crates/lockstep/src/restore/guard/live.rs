@@ -136,7 +136,7 @@ fn is_ours(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Re
             datasets.into_iter().filter(|dataset| there.contains(dataset)).collect();
         return cx.zfs.all_carry(&there, "lockstep:restore");
     }
-    let marker = Marker::read(&placement.directory);
+    let marker = Marker::of_older(&placement.directory);
     Ok(is_unfinished(&placement.data) || marker.is_some_and(|it| it.is_of(manifest, source)))
 }
 

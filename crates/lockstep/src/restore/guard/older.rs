@@ -41,7 +41,7 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
     let wanted = manifest.postgres.system_identifier;
-    let older = Marker::read(&placement.directory);
+    let older = Marker::of_older(&placement.directory);
     if let Some(marker) = older.as_ref().filter(|marker| !marker.is_of(manifest, asked.source)) {
         let (of, found) = (&marker.cluster, marker.system_identifier);
         let what = format!("a restore of cluster \"{of}\", {found}; the set is of {wanted}");
@@ -89,7 +89,8 @@ pub(super) fn no_files_for_a_dataset(
         let Some(dataset) = volume.dataset.as_ref().filter(|name| !is_mounted(name, mounts)) else {
             continue;
         };
-        if !is_empty(&volume.mountpoint)? {
+        // A link there is the older restore's, and is removed (super::links).
+        if !volume.mountpoint.is_symlink() && !is_empty(&volume.mountpoint)? {
             return Err(Refusal::PlaceNotEmpty {
                 dataset: dataset.to_string(),
                 is_there: there.contains(dataset),
@@ -135,11 +136,26 @@ fn is_mounted(dataset: &DatasetName, mounts: &Mounts) -> bool {
 
 /// Refuses a folder with files where the set needs a link: it would have to be removed, and may be somebody's. What an
 /// older restore of this cluster made there and this one removes is its own.
-pub(super) fn no_files_for_a_link(asked: &Asked<'_>, surplus: &[PathBuf]) -> Result<()> {
+pub(super) fn no_files_for_a_link(
+    asked: &Asked<'_>,
+    surplus: &[PathBuf],
+    mounts: &Mounts,
+) -> Result<()> {
     let &Asked { manifest, placement, .. } = asked;
-    let is_ours = Marker::read(&placement.directory)
+    let is_ours = Marker::of_older(&placement.directory)
         .is_some_and(|marker| marker.is_of(manifest, asked.source));
     for (link, target) in &placement.links {
+        if let Some(mount) = mounts.iter().find(|mount| mount.point == *link) {
+            return Err(Error::usage(
+                format!(
+                    "\"{}\" is mounted at \"{}\", and this set needs a link to \"{}\" there",
+                    mount.source,
+                    link.display(),
+                    target.display()
+                ),
+                "destroy it if nothing needs it any more, or restore to another --dataset and --to: nothing was changed",
+            ));
+        }
         let is_removed = is_ours && surplus.contains(link);
         if link.symlink_metadata().is_ok_and(|found| found.is_dir())
             && !is_removed
