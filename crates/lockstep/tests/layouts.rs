@@ -762,3 +762,36 @@ fn an_older_version_s_files_outside_are_the_original_s() {
     assert!(trigger.exists(), "the trigger is the original's");
     restored.server().stop(Stop::Fast);
 }
+
+/// The server that runs goes on with what it had, and no restored one starts.
+#[test]
+fn errors_of_the_configuration_are_told_before_a_restore() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    let cluster = &fixture.cluster;
+    let append = |name: &str, line: &str| {
+        let path = cluster.data.join(name);
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        std::fs::write(&path, format!("{text}{line}\n")).expect("the test may");
+        text
+    };
+    let conf = append("postgresql.conf", "wrk_mem = '9MB'");
+    assert_check_and_plan_say(&lockstep, "unrecognized configuration parameter (wrk_mem)");
+    let set = Set::of(&json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"])));
+    let to = fixture.target("wrong");
+    let to = to.to_str().expect("UTF-8");
+    let refused = lockstep.expect(exit::FAILED, &["restore", &set.id, "--to", to, "--start"]);
+    assert!(refused.stderr.contains("wrk_mem"), "{}", refused.describe());
+    assert!(refused.stderr.contains("restore without --start, correct"), "{}", refused.describe());
+
+    std::fs::write(cluster.data.join("postgresql.conf"), conf).expect("the test may");
+    let hba = append("pg_hba.conf", "lcal all all trust");
+    assert_check_and_plan_say(&lockstep, "pg_hba.conf:");
+    let refused = {
+        let set = Set::of(&json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "backup"])));
+        lockstep.expect(exit::FAILED, &["clone", "create", "dev", "--set", &set.id])
+    };
+    assert!(refused.stderr.contains("take another set"), "{}", refused.describe());
+    std::fs::write(cluster.data.join("pg_hba.conf"), hba).expect("the test may");
+    lockstep.backup("label");
+}

@@ -8,7 +8,7 @@
 use super::primary::Primary;
 use super::record::{Home, Record};
 use super::room;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::files;
 use crate::postgres::server::{self, Launch, Stop};
 use crate::postgres::{instance, recovery};
@@ -88,6 +88,10 @@ pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
+        // Whoever undoes this finds a server by its postmaster.pid.
+        if matches!(error, Error::Interrupted { .. }) && instance::postmaster(&data)?.is_none() {
+            server.stop(Stop::Immediate)?;
+        }
         // The primary once had a higher value than it has now, or than it had when it was last asked.
         let Some(lower) = server.lower_setting() else { return Err(error) };
         if !record.standby_settings.raise(&lower.name, lower.needed) {

@@ -76,26 +76,22 @@ const NOT_ALLOWED: [&str; 7] = [
     "fallback_application_name",
 ];
 
-/// Keywords without which a connection would be weaker than it was meant to be: which of their values demand
-/// something, and what to write instead.
-const UNMET: [(&str, fn(&str) -> bool, &str); 9] = [
+/// What would protect a connection and Lockstep's own connections don't do: the keyword, the values that demand it
+/// (any, where there is none), and what to write instead.
+const UNMET: [(&str, &[&str], &str); 9] = [
     (
         "require_auth",
-        |_| true,
+        &[],
         "leave it out; with channel_binding=require too, the password is sent to no server that asks for it in clear",
     ),
-    ("sslcrl", |_| true, "leave it out, if certificates that were revoked may be accepted"),
-    ("sslcrldir", |_| true, "leave it out, if certificates that were revoked may be accepted"),
-    ("sslcertmode", |value| value == "require", "leave it out"),
-    (
-        "sslrootcert",
-        |value| value == "system",
-        "name a file, such as /etc/ssl/certs/ca-certificates.crt",
-    ),
-    ("gssencmode", |value| value == "require", "leave it out; sslmode=require encrypts too"),
-    ("requirepeer", |_| true, "leave it out"),
-    ("min_protocol_version", |value| value != "3.0", "leave it out"),
-    ("service", |_| true, "write what the service file has, such as host=, port= and user="),
+    ("sslcrl", &[], "leave it out, if certificates that were revoked may be accepted"),
+    ("sslcrldir", &[], "leave it out, if certificates that were revoked may be accepted"),
+    ("sslcertmode", &["require"], "leave it out"),
+    ("sslrootcert", &["system"], "name a file, such as /etc/ssl/certs/ca-certificates.crt"),
+    ("gssencmode", &["require"], "leave it out; sslmode=require encrypts too"),
+    ("requirepeer", &[], "leave it out"),
+    ("min_protocol_version", &["3.2", "latest"], "leave it out"),
+    ("service", &[], "write what the service file has, such as host=, port= and user="),
 ];
 
 impl Conninfo {
@@ -190,8 +186,9 @@ impl Conninfo {
     /// What it demands and Lockstep's own connections don't do: a keyword, its value, and what to write instead.
     fn unmet(&self) -> Option<(&str, &str, &str)> {
         UNMET.iter().find_map(|(keyword, demands, instead)| {
-            let value = self.get(keyword).filter(|value| !value.is_empty() && demands(value))?;
-            Some((*keyword, value, *instead))
+            let value = self.get(keyword).filter(|value| !value.is_empty())?;
+            let is_demand = demands.is_empty() || demands.contains(&value);
+            is_demand.then_some((*keyword, value, *instead))
         })
     }
 

@@ -129,6 +129,44 @@ pub fn read(client: &mut Client) -> Result<FileSettings> {
     })
 }
 
+/// Returns the errors of the configuration files as the server sees them now: no server starts with them, whatever the
+/// one that runs has read before. What this user may not ask isn't known.
+///
+/// # Errors
+/// When a standby's replay cancels a statement.
+pub fn errors(client: &mut Client, version_num: u32) -> Result<Vec<String>> {
+    let known = |found: Result<Vec<String>>| match found {
+        Err(error) if error.is_recovery_conflict() => Err(error),
+        Err(error) => {
+            tracing::debug!(error = %error.chain(), "errors of the configuration aren't known");
+            Ok(Vec::new())
+        }
+        found => found,
+    };
+    let settings = read(client).map(|settings| match settings.doubt {
+        Some(Doubt::Errors(errors)) => errors,
+        _ => Vec::new(),
+    });
+    let mut all = known(settings)?;
+    let mut views = vec![("pg_hba.conf", "pg_hba_file_rules")];
+    if version_num >= 150_000 {
+        views.push(("pg_ident.conf", "pg_ident_file_mappings"));
+    }
+    for (file, view) in views {
+        let statement =
+            format!("SELECT line_number, error FROM {view} WHERE error IS NOT NULL ORDER BY 1");
+        let rows =
+            client.query(&statement, &[]).map_err(|e| Error::sql("cannot read the rules", e));
+        let line = |row: &postgres::Row| {
+            let at: Option<i32> = column(row, 0)?;
+            let error = column::<Text>(row, 1)?.lossy();
+            Ok(format!("{file}:{}: {error}", at.unwrap_or_default()))
+        };
+        all.extend(known(rows.and_then(|rows| rows.iter().map(line).collect()))?);
+    }
+    Ok(all)
+}
+
 fn lines(client: &mut Client) -> Result<Vec<Line>> {
     let rows = client
         .query(

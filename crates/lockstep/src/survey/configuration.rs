@@ -37,10 +37,19 @@ pub(super) fn find(
         return Ok(here.found);
     };
     let places = &server.config_files;
-    let (true, Some(client)) = (here.is_outside(&places.config), client) else {
+    let Some(client) = client else {
         CONFIGURATION.into_iter().for_each(|name| here.keep(name, places));
         return Ok(here.found);
     };
+    let is_outside = here.is_outside(&places.config);
+    let mut errors = file_settings::errors(client, server.version_num)?;
+    // Of a postgresql.conf outside, the set has what can be used.
+    errors.retain(|error| !is_outside || error.starts_with("pg_"));
+    here.found.warnings.extend(warnings::wrong_configuration(&errors));
+    if !is_outside {
+        CONFIGURATION.into_iter().for_each(|name| here.keep(name, places));
+        return Ok(here.found);
+    }
     let [conf, others @ ..] = CONFIGURATION;
     match file_settings::read(client) {
         Ok(settings) => {
@@ -51,7 +60,8 @@ pub(super) fn find(
         Err(error) => {
             let mut earlier = earlier(cx, control, Some(&error.chain()))?;
             earlier.files.retain(|(name, _)| *name == conf);
-            here.found = earlier;
+            here.found.files.extend(earlier.files);
+            here.found.warnings.extend(earlier.warnings);
         }
     }
     others.into_iter().for_each(|name| here.keep(name, places));

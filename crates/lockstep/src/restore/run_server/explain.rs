@@ -58,6 +58,9 @@ pub(in crate::restore) fn explain(build: &Build, server: &Server, error: Error) 
     if let Some(hint) = lacks_a_file(server.said()) {
         return error.with_hint(hint);
     }
+    if let Some(hint) = has_errors(server.said(), build.request.clone.is_some()) {
+        return error.with_hint(hint);
+    }
     // The first message of a server that has its settings and its memory (StartupXLOG in xlog.c).
     if said("FATAL:  ") && !said("database system was ") {
         return error.with_hint(not_as_there(build.request.clone.is_some()));
@@ -85,6 +88,19 @@ fn lacks_a_file(said: &[String]) -> Option<String> {
     Some(format!(
         "the configuration includes what is neither in the set nor on this host ({what}): with an empty file or folder in its place the server starts, without what was set there"
     ))
+}
+
+/// Returns what to do if the server's files have errors (ProcessConfigFileInternal in guc-file.l, PostmasterMain in
+/// postmaster.c).
+fn has_errors(said: &[String], is_clone: bool) -> Option<&'static str> {
+    let begins = said.iter().any(|line| line.contains("database system was "));
+    let ends = ["configuration file \"", "could not load "];
+    let is_it =
+        |line: &String| line.contains("FATAL:  ") && ends.iter().any(|it| line.contains(it));
+    (!begins && said.iter().any(is_it)).then_some(match is_clone {
+        true => "the set's configuration has errors (the lines above): correct the original's, and take another set; or restore this one, whose files can be corrected",
+        false => "the set's configuration has errors (the lines above), which --setting can't correct: restore without --start, correct the files in the restored data directory, and start its server with pg_ctl",
+    })
 }
 
 /// Returns what to do if a server didn't even begin recovery.
