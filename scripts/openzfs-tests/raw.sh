@@ -283,7 +283,7 @@ expect_refused "nobody has told it" 4 "its keys aren't loaded" restore latest --
 expect_equal "the copy asks for it" prompt "$(zfs get -H -o value keylocation tank/r/data)"
 expect "as the hint says" sh -c "echo 'new $PASSPHRASE' | zfs load-key tank/r/data"
 run_lockstep "on top of what had the file's key" restore latest --from repository --as zfs --dataset tank/r --to /cold --delta --start --port 5502
-expect_restored "behind the change to a passphrase" tank/r 5502 "$last_rows" 2
+expect_restored "behind the change to a passphrase" tank/r 5502 "$last_rows" 3
 stop_cluster /cold/data
 must zfs change-key -o keyformat=raw -o keylocation=file://$KEY tank/enc
 run_lockstep "a set behind the change back" backup --strategy cold
