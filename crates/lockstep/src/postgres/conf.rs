@@ -86,7 +86,7 @@ fn value_of_line(line: &[u8]) -> Option<Vec<u8>> {
         match byte {
             b'\'' if bytes.next_if_eq(&b'\'').is_some() => value.push(b'\''),
             b'\'' => return Some(value),
-            // No path has an octal digit or a control character there.
+            // Paths have no escaped control characters and no octal digits.
             b'\\' => value.push(bytes.next()?),
             _ => value.push(byte),
         }

@@ -34,8 +34,8 @@ pub enum Doubt {
     Unreadable(String),
 }
 
-/// Who may read it is in docs/configuration.md.
-pub const GRANT: &str = "GRANT SELECT ON pg_file_settings TO the user, and GRANT EXECUTE ON FUNCTION pg_show_all_file_settings()";
+/// What a role needs for that; docs/configuration.md, "Rights", has it too.
+pub const GRANT: &str = "GRANT SELECT ON pg_file_settings TO the user, and GRANT EXECUTE ON FUNCTION pg_show_all_file_settings() TO it";
 
 impl Doubt {
     /// In words.

@@ -53,7 +53,8 @@ pub struct Server {
     data: PathBuf,
     log: File,
     read: u64,
-    began: SystemTime,
+    /// When it began, if its own settings may let a collector write its log.
+    may_collect_since: Option<SystemTime>,
     said: Vec<String>,
     /// What it logged about pages that don't exist, if it was told to ignore that.
     invalid_pages: Option<InvalidPages>,
@@ -111,15 +112,16 @@ pub fn start(launch: &Launch<'_>) -> Result<Server> {
             Program::new(&words[0]).args(&words[1..]).as_user(launch.user).current_dir(launch.data)
         }
     };
-    let began = SystemTime::now();
+    let has = |option: &str| launch.options.iter().any(|(name, _)| name == option);
+    let may_collect_since = (!has("logging_collector")).then(SystemTime::now);
     let child = program.start(&log)?;
-    let ignores = launch.options.iter().any(|(name, _)| name == IGNORE);
+    let ignores = has(IGNORE);
     Ok(Server {
         child,
         data: launch.data.to_path_buf(),
         log,
         read,
-        began,
+        may_collect_since,
         said: Vec::new(),
         invalid_pages: ignores.then(InvalidPages::default),
         namespace: None,
@@ -318,7 +320,7 @@ impl Server {
     fn death(&self, when: &str, status: std::process::ExitStatus) -> Error {
         let from = self.said.len().saturating_sub(LAST_WORDS);
         let mut words = self.said[from..].to_vec();
-        words.extend(collected(&self.data, self.began));
+        words.extend(self.may_collect_since.iter().flat_map(|since| collected(&self.data, *since)));
         Error::failed(format!(
             "the server of \"{}\" ended {when} ({status}); its last words:\n  {}",
             self.data.display(),
@@ -340,16 +342,16 @@ impl Server {
 
 /// The end of the log that the collector of a server that began at this time wrote, read with the owner's rights;
 /// nothing if it has none. Where it logs is known by a file, because its messages may be in any language. The
-/// collector ends after the server.
+/// collector writes that file once it runs, and ends after the server.
+#[must_use]
 pub fn collected(data: &Path, began: SystemTime) -> Vec<String> {
     let Ok(reader) = files::reader_of(data) else { return Vec::new() };
-    // The kernel's clock for files is behind by up to a tick.
-    let began = began.checked_sub(Duration::from_millis(20)).unwrap_or(began);
-    let written = data.join("current_logfiles").metadata().and_then(|found| found.modified());
-    if !written.is_ok_and(|written| written >= began) {
-        return Vec::new();
-    }
+    // A file system may keep times in whole seconds.
+    let began = began.checked_sub(Duration::from_secs(1)).unwrap_or(began);
     let read = || {
+        let written = data.join("current_logfiles").metadata().and_then(|found| found.modified());
+        // An older one is of another server.
+        written.ok().filter(|written| *written >= began)?;
         let named = files::read_as(&data.join("current_logfiles"), reader).ok()??;
         let named = String::from_utf8_lossy(&named).into_owned();
         let tail = Program::new("tail").args(["-n", &LAST_WORDS.to_string(), "--"]);
@@ -553,7 +555,7 @@ mod tests {
         std::fs::write(data.path().join("current_logfiles"), "stderr own.log\n").unwrap();
         assert_eq!(collected(data.path(), before), ["LOG:  eins", "FATAL:  zwei"]);
         // What an older server, or the original, had left.
-        let later = SystemTime::now() + Duration::from_secs(1);
+        let later = SystemTime::now() + Duration::from_secs(3);
         assert!(collected(data.path(), later).is_empty());
     }
 

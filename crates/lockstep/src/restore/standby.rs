@@ -115,7 +115,11 @@ fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Op
         if Instant::now() >= until || steps::interrupted() {
             let is_fed = request.recovery.restore_command.is_some();
             // A server that starts removes what an older one's collector left there.
-            let own = server::collected(&restored.placement.data, SystemTime::UNIX_EPOCH);
+            let data = &restored.placement.data;
+            let own = match data.join("current_logfiles").exists() {
+                true => server::collected(data, SystemTime::UNIX_EPOCH),
+                false => Vec::new(),
+            };
             let said = if own.is_empty() { said } else { since_start(&own) };
             if asked.is_none() && said.iter().any(|line| line.contains(STREAMS)) {
                 return None;
