@@ -49,7 +49,7 @@ const NEUTRAL: [(&str, &str); 11] = [
 const OF_OLDER: [(u32, &str, &str); 2] =
     [(14, "stats_temp_directory", "pg_stat_tmp"), (15, "promote_trigger_file", "")];
 
-/// Returns those of [`OF_OLDER`] that this version has, for a server that isn't the original.
+/// Returns the settings of older versions that this version has, for a server that isn't the original.
 pub fn of_older(major: Option<u32>) -> impl Iterator<Item = (String, String)> {
     let has = move |last: u32| major.is_some_and(|major| major <= last);
     let known = OF_OLDER.into_iter().filter(move |(last, ..)| has(*last));
