@@ -15,7 +15,9 @@ use crate::process::{Credentials, quote};
 use crate::set::state::State;
 use crate::volume::zfs::Zfs;
 
-/// How printed commands begin, if it isn't just the program's name.
+/// The program as printed commands name it, if it isn't just its name.
+static PROGRAM: OnceLock<String> = OnceLock::new();
+/// How printed commands begin, if it isn't just that.
 static BEGINNING: OnceLock<String> = OnceLock::new();
 
 /// Returns the beginning of a command that is printed for somebody to type: `lockstep`. If the command line names a
@@ -23,7 +25,22 @@ static BEGINNING: OnceLock<String> = OnceLock::new();
 /// this program works on: the same name of a clone may mean another cluster's.
 #[must_use]
 pub fn lockstep() -> &'static str {
-    BEGINNING.get().map_or("lockstep", String::as_str)
+    BEGINNING.get().map_or_else(program, String::as_str)
+}
+
+/// The same for a command that works on the cluster of this name.
+#[must_use]
+pub fn lockstep_of(cluster: &str) -> String {
+    format!("{} --cluster {cluster}", program())
+}
+
+fn program() -> &'static str {
+    PROGRAM.get().map_or("lockstep", String::as_str)
+}
+
+/// Makes the commands that this program prints from now on name the configuration.
+pub fn name_configuration(file: &Path) {
+    PROGRAM.get_or_init(|| format!("lockstep --config {}", quote(&file.display().to_string())));
 }
 
 /// The cluster a command works on.
@@ -68,18 +85,12 @@ impl<'a> Context<'a> {
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }
 
-    /// Makes the commands that this program prints from now on name the configuration, if it was named on the command
-    /// line, and the cluster, if the configuration has others.
-    pub fn name_in_commands(&self, config: Option<&Path>) {
-        let mut beginning = String::from("lockstep");
-        if let Some(config) = config {
-            beginning.push_str(&format!(" --config {}", quote(&config.display().to_string())));
-        }
+    /// Makes the commands that this program prints from now on name the cluster, if the configuration has others.
+    pub fn name_in_commands(&self) {
         if self.clusters.len() > 1 {
-            beginning.push_str(&format!(" --cluster {}", self.name));
+            // Hints are made in places that know no context; a program works on one cluster.
+            BEGINNING.get_or_init(|| lockstep_of(self.name.as_str()));
         }
-        // Hints are made in places that know no context; a program works on one cluster.
-        let _ = BEGINNING.set(beginning);
     }
 
     /// Takes the cluster's lock for `command`; the `zfs` commands run under it hold it too.

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::{Finding, failure, warning};
 use crate::clone;
-use crate::context::{Context, lockstep};
+use crate::context::{Context, lockstep, lockstep_of};
 use crate::error::Result;
 use crate::lock::Lock;
 use crate::restore::unfinished::{InTheWay, Whose};
@@ -86,12 +86,13 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
 pub(super) fn of_no_cluster(cx: &Context) -> Result<Vec<Finding>> {
     let all = cx.state.other_clusters()?.into_iter();
     let unknown = all.filter(|(name, _)| !cx.clusters.contains_key(name));
-    let say = |(name, sets)| {
+    let say = |(name, sets): (String, usize)| {
         let what = format!(
             "state_dir has {sets} sets of cluster \"{name}\", which isn't in the configuration: nothing prunes them, and their snapshots stay"
         );
         let hint = format!(
-            "was it renamed? a cluster keeps its name: [clusters.{name}]. To be rid of them: with that table in the configuration, lockstep --cluster {name} prune --local --set ID for each"
+            "was it renamed? a cluster keeps its name: [clusters.{name}]. To be rid of them: with that table in the configuration, {} prune --local --set ID for each",
+            lockstep_of(&name)
         );
         warning("sets", what, hint)
     };

@@ -9,6 +9,7 @@ use super::Done;
 use super::output::{self, JSON_VERSION, say};
 use super::text;
 use crate::config::Config;
+use crate::context::lockstep_of;
 use crate::error::{Error, Result};
 use crate::mirror::create::{self, Create};
 use crate::mirror::record::{Kind, Phase};
@@ -277,7 +278,7 @@ fn tell_made(record: &Record, dry_run: bool) {
     }
     say!("  slot {} on the primary, port {}", record.slot, record.port);
     if !dry_run {
-        say!("take sets of it with: lockstep --cluster {} backup", record.name);
+        say!("take sets of it with: {} backup", lockstep_of(record.name.as_str()));
         if record.repositories.is_empty() {
             say!("they stay on this host: its repositories and retention go into");
         } else {

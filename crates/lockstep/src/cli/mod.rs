@@ -29,7 +29,7 @@ use crate::config::{Config, DEFAULT_PATH};
 use crate::context::Context;
 use crate::error::{Error, Result};
 
-use crate::{isolation, progress, steps};
+use crate::{context, isolation, progress, steps};
 
 /// Consistent backups of a PostgreSQL cluster on several ZFS datasets, proven to restore.
 #[derive(Debug, Parser)]
@@ -158,11 +158,14 @@ fn run(arguments: &Arguments) -> Result<Done> {
     }
     steps::catch_signals()?;
     let config = Config::read(&arguments.config)?;
+    if let Some(file) = arguments.named_config() {
+        context::name_configuration(&file);
+    }
     if let Command::Mirror(command) = &arguments.command {
         return command.run(&config, &arguments.config, arguments.json);
     }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
-    cx.name_in_commands(arguments.named_config().as_deref());
+    cx.name_in_commands();
     let json = arguments.json;
     if json {
         progress::silence();

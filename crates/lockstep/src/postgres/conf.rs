@@ -1,9 +1,9 @@
 //! postgresql.conf as one file: included files replace the directive that includes them. Lines are parsed like
 //! guc-file.l does.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::hba::{DEEPEST, MOST, Whole, beside, files_in, is_not_there, too_much};
+use super::includes::{self, Files, Whole, check_depth};
 use super::recovery::{lines, name_of};
 use crate::error::Result;
 
@@ -15,54 +15,26 @@ pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
 ) -> Result<Option<Whole>> {
-    let mut files = Files { read: &read, left: MOST, places: vec![path.to_path_buf()] };
-    let Some(text) = read(path)? else { return Ok(None) };
-    let text = files.expanded(path, &text, 0)?;
-    Ok(Some(Whole { text, places: files.places }))
+    includes::whole(path, read, expanded)
 }
 
-struct Files<'a> {
-    read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
-    left: u32,
-    places: Vec<PathBuf>,
-}
-
-impl Files<'_> {
-    fn expanded(&mut self, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
-        if depth > DEEPEST {
-            return Err(too_much(path));
-        }
-        let mut whole = Vec::with_capacity(text.len());
-        for line in lines(text) {
-            let name = name_of(line);
-            let value = || value_of_line(line).map(|value| beside(path, &value));
-            let (included, has_to_be) = match (name.as_slice(), value()) {
-                (b"include", Some(place)) => (vec![place], true),
-                (b"include_if_exists", Some(place)) => (vec![place], false),
-                (b"include_dir", Some(place)) => {
-                    self.places.push(place.clone());
-                    (files_in(&place)?, true)
-                }
-                _ => {
-                    whole.extend_from_slice(line);
-                    whole.push(b'\n');
-                    continue;
-                }
-            };
-            for file in included {
-                self.left = self.left.checked_sub(1).ok_or_else(|| too_much(&file))?;
-                let text = (self.read)(&file)?;
-                if text.is_none() && has_to_be {
-                    return Err(is_not_there(&file, path));
-                }
-                if let Some(text) = text {
-                    whole.extend(self.expanded(&file, &text, depth + 1)?);
-                }
-                self.places.push(file);
+fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
+    check_depth(path, depth)?;
+    let mut whole = Vec::with_capacity(text.len());
+    for line in lines(text) {
+        let included = match value_of_line(line) {
+            Some(value) => files.included(path, &name_of(line), &value)?,
+            None => None,
+        };
+        match included {
+            Some(included) => whole.extend(files.texts(path, included, depth, expanded)?),
+            None => {
+                whole.extend_from_slice(line);
+                whole.push(b'\n');
             }
         }
-        Ok(whole)
     }
+    Ok(whole)
 }
 
 /// Returns the last value that a text without includes gives to `name`.

@@ -4,23 +4,10 @@
 //! What could go wrong: a file is stored without the files that it includes. The restored server then doesn't find
 //! them and doesn't start, and the host that had them is gone.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::error::{Error, Result};
-
-/// How deep files may include one another (CONF_FILE_START_DEPTH and CONF_FILE_MAX_DEPTH in conffiles.h).
-pub(super) const DEEPEST: u32 = 10;
-/// How many files are read at most: the depth alone doesn't limit a file that includes itself twice.
-pub(super) const MOST: u32 = 1000;
-
-/// A file with everything that it includes.
-#[derive(Debug)]
-pub struct Whole {
-    /// Its text.
-    pub text: Vec<u8>,
-    /// The file, and the files and folders that are named for inclusion, whether they exist or not.
-    pub places: Vec<PathBuf>,
-}
+use super::includes::{self, Files, Whole, beside, check_depth};
+use crate::error::Result;
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists.
 ///
@@ -30,141 +17,56 @@ pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
 ) -> Result<Option<Whole>> {
-    let mut files = Files { read: &read, left: MOST, places: Vec::new() };
-    let Some(text) = files.take(path)? else { return Ok(None) };
-    let text = files.expanded(path, &text, 0)?;
-    Ok(Some(Whole { text, places: files.places }))
+    includes::whole(path, read, expanded)
 }
 
-struct Files<'a> {
-    read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
-    left: u32,
-    places: Vec<PathBuf>,
-}
-
-impl Files<'_> {
-    fn take(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
-        self.left = self.left.checked_sub(1).ok_or_else(|| too_much(path))?;
-        self.places.push(path.to_path_buf());
-        (self.read)(path)
-    }
-
-    /// Reads a file that must exist.
-    fn demand(&mut self, path: &Path, by: &Path) -> Result<Vec<u8>> {
-        self.take(path)?.ok_or_else(|| is_not_there(path, by))
-    }
-
-    fn expanded(&mut self, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
-        if depth > DEEPEST {
-            return Err(too_much(path));
-        }
-        let mut whole = Vec::with_capacity(text.len());
-        for (as_written, line) in logical_lines(text) {
-            let tokens = tokens(&line);
-            match included(path, &tokens)? {
-                Some((place, files, has_to_be)) => {
-                    self.places.push(place);
-                    for file in files {
-                        let text = match has_to_be {
-                            true => Some(self.demand(&file, path)?),
-                            false => self.take(&file)?,
-                        };
-                        if let Some(text) = text {
-                            whole.extend(self.expanded(&file, &text, depth + 1)?);
-                        }
-                    }
+fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
+    check_depth(path, depth)?;
+    let mut whole = Vec::with_capacity(text.len());
+    for (as_written, line) in logical_lines(text) {
+        let tokens = tokens(&line);
+        let included = match &tokens[..] {
+            [what, name] if !what.goes_on => files.included(path, &what.value, &name.value)?,
+            _ => None,
+        };
+        match included {
+            Some(included) => whole.extend(files.texts(path, included, depth, expanded)?),
+            None if tokens.iter().any(Token::is_list) => {
+                let mut rest = 0;
+                for token in tokens.iter().filter(|token| token.is_list()) {
+                    whole.extend_from_slice(&line[rest..token.begin]);
+                    whole.extend(list(files, path, token, depth)?.join(&b','));
+                    rest = token.end;
                 }
-                None if tokens.iter().any(Token::is_list) => {
-                    let mut rest = 0;
-                    for token in tokens.iter().filter(|token| token.is_list()) {
-                        whole.extend_from_slice(&line[rest..token.begin]);
-                        whole.extend(self.list(path, token, depth)?.join(&b','));
-                        rest = token.end;
-                    }
-                    whole.extend_from_slice(&line[rest..]);
+                whole.extend_from_slice(&line[rest..]);
+                whole.push(b'\n');
+            }
+            None => {
+                whole.extend_from_slice(as_written);
+                if !as_written.ends_with(b"\n") {
                     whole.push(b'\n');
                 }
-                None => {
-                    whole.extend_from_slice(as_written);
-                    if !as_written.ends_with(b"\n") {
-                        whole.push(b'\n');
-                    }
-                }
             }
         }
-        Ok(whole)
     }
+    Ok(whole)
+}
 
-    /// The names in a file of names, as they are written there.
-    fn list(&mut self, by: &Path, token: &Token, depth: u32) -> Result<Vec<Vec<u8>>> {
-        let path = beside(by, &token.value[1..]);
-        if depth > DEEPEST {
-            return Err(too_much(&path));
-        }
-        let text = self.demand(&path, by)?;
-        let mut names = Vec::new();
-        for (_, line) in logical_lines(&text) {
-            for token in tokens(&line) {
-                match token.is_list() {
-                    true => names.extend(self.list(&path, &token, depth + 1)?),
-                    false => names.push(line[token.begin..token.end].to_vec()),
-                }
+/// The names in a file of names, as they are written there.
+fn list(files: &mut Files, by: &Path, token: &Token, depth: u32) -> Result<Vec<Vec<u8>>> {
+    let path = beside(by, &token.value[1..]);
+    check_depth(&path, depth)?;
+    let text = files.demand(&path, by)?;
+    let mut names = Vec::new();
+    for (_, line) in logical_lines(&text) {
+        for token in tokens(&line) {
+            match token.is_list() {
+                true => names.extend(list(files, &path, &token, depth + 1)?),
+                false => names.push(line[token.begin..token.end].to_vec()),
             }
         }
-        Ok(names)
     }
-}
-
-pub(super) fn is_not_there(path: &Path, by: &Path) -> Error {
-    let (path, by) = (path.display(), by.display());
-    Error::failed(format!("\"{path}\", which \"{by}\" includes, isn't there"))
-}
-
-pub(super) fn too_much(path: &Path) -> Error {
-    Error::failed(format!(
-        "too many files include one another; one of them is \"{}\"",
-        path.display()
-    ))
-}
-
-/// The place that a line names, the files that it includes with that, and whether they must exist; `None` if it isn't
-/// such a line.
-fn included(path: &Path, tokens: &[Token]) -> Result<Option<(PathBuf, Vec<PathBuf>, bool)>> {
-    let [what, name] = tokens else { return Ok(None) };
-    if what.goes_on {
-        return Ok(None);
-    }
-    let place = beside(path, &name.value);
-    Ok(match what.value.as_slice() {
-        b"include" => Some((place.clone(), vec![place], true)),
-        b"include_if_exists" => Some((place.clone(), vec![place], false)),
-        b"include_dir" => {
-            let files = files_in(&place)?;
-            Some((place, files, true))
-        }
-        _ => None,
-    })
-}
-
-/// The path of `name`, relative to the file that names it (AbsoluteConfigLocation in conffiles.c).
-pub(super) fn beside(file: &Path, name: &[u8]) -> PathBuf {
-    use std::os::unix::ffi::OsStrExt;
-    file.parent().unwrap_or(Path::new("/")).join(std::ffi::OsStr::from_bytes(name))
-}
-
-/// The configuration files of a folder, in order (GetConfFilesInDir in conffiles.c).
-pub(super) fn files_in(folder: &Path) -> Result<Vec<PathBuf>> {
-    let listed = std::fs::read_dir(folder).map_err(Error::io("list", folder))?;
-    let mut files = Vec::new();
-    for entry in listed {
-        let path = entry.map_err(Error::io("list", folder))?.path();
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        if !name.starts_with(b".") && name.ends_with(b".conf") && name.len() > 5 && !path.is_dir() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    Ok(names)
 }
 
 /// The lines as they are written, and their contents: a backslash at the end joins the next line.
@@ -244,7 +146,9 @@ fn tokens(line: &[u8]) -> Vec<Token> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::Error;
     use std::collections::BTreeMap;
+    use std::path::PathBuf;
 
     fn expand(files: &[(&str, &str)]) -> Result<String> {
         let all: BTreeMap<PathBuf, &str> =

@@ -8,6 +8,7 @@ pub mod copies;
 pub mod file_settings;
 pub mod hba;
 pub mod identity;
+mod includes;
 pub mod instance;
 pub mod invalid_pages;
 pub mod links;

@@ -8,7 +8,7 @@ use super::control;
 use super::marker::Marker;
 use super::placement::Placement;
 use super::source::FromRepository;
-use crate::context::Context;
+use crate::context::{Context, lockstep_of};
 use crate::error::Result;
 use crate::names::SetId;
 use crate::process::quote;
@@ -148,7 +148,8 @@ fn of_ours(sets: &[SetId], cluster: Option<&str>, is_configured: bool, snapshot:
             };
             let all: String = sets.iter().map(|set| format!(" --set {set}")).collect();
             format!(
-                "it is a part of set {set} of cluster \"{cluster}\": if nobody needs {which} here, {before}`lockstep --cluster {cluster} prune --local{all}`"
+                "it is a part of set {set} of cluster \"{cluster}\": if nobody needs {which} here, {before}`{} prune --local{all}`",
+                lockstep_of(cluster)
             )
         }
         None => format!(
