@@ -311,3 +311,12 @@ fn completions_are_read_by_the_shell() {
     let completed = support::command::run(&mut command("bash", ["-c", script, program]));
     assert!(completed.ok() && completed.stdout.trim() == "check", "{}", completed.describe());
 }
+
+/// As a unit or a container sets it where nobody has filled it in.
+#[test]
+fn an_empty_variable_names_no_configuration() {
+    let lockstep = Lockstep::new(Path::new(""), Path::new("/nowhere"));
+    let listed = lockstep.expect(exit::USAGE, &["list"]);
+    let said = "cannot read the configuration \"/etc/lockstep/lockstep.toml\"";
+    assert!(listed.stderr.contains(said), "{}", listed.describe());
+}

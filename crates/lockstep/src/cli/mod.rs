@@ -19,7 +19,7 @@ mod ship;
 mod stream;
 mod text;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -35,9 +35,9 @@ use crate::{context, isolation, progress, steps};
 #[derive(Debug, Parser)]
 #[command(name = "lockstep", version, max_term_width = 100)]
 struct Arguments {
-    /// The configuration file
-    #[arg(long, global = true, value_name = "FILE", env = "LOCKSTEP_CONFIG", default_value = DEFAULT_PATH)]
-    config: PathBuf,
+    /// The configuration file [default: $LOCKSTEP_CONFIG, or /etc/lockstep/lockstep.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// The cluster to work on; needed if the configuration has several and no default_cluster
     #[arg(long, global = true, value_name = "NAME")]
     cluster: Option<String>,
@@ -122,13 +122,11 @@ pub fn main() -> ExitCode {
 }
 
 impl Arguments {
-    /// Returns the configuration, if a command that is typed elsewhere has to name it.
-    fn named_config(&self) -> Option<PathBuf> {
-        let is_set = std::env::var_os("LOCKSTEP_CONFIG").is_some_and(|file| file == *self.config);
-        let is_known = is_set || self.config == Path::new(DEFAULT_PATH);
-        // Where it can't be made absolute, what was typed is best.
-        let absolute = || std::path::absolute(&self.config).unwrap_or_else(|_| self.config.clone());
-        (!is_known).then(absolute)
+    /// Returns where the configuration is. A unit's or a container's variable may be set to nothing.
+    fn configuration(&self) -> PathBuf {
+        let set = || std::env::var_os("LOCKSTEP_CONFIG").filter(|file| !file.is_empty());
+        let named = self.config.clone().or_else(|| set().map(PathBuf::from));
+        named.unwrap_or_else(|| DEFAULT_PATH.into())
     }
 }
 
@@ -157,12 +155,15 @@ fn run(arguments: &Arguments) -> Result<Done> {
         return Ok(Done::Well);
     }
     steps::catch_signals()?;
-    let config = Config::read(&arguments.config)?;
-    if let Some(file) = arguments.named_config() {
-        context::name_configuration(&file);
+    let file = arguments.configuration();
+    let config = Config::read(&file)?;
+    if arguments.config.is_some() {
+        // A command that is printed is typed elsewhere. Where it can't be made absolute, what was typed is best.
+        let absolute = std::path::absolute(&file).unwrap_or_else(|_| file.clone());
+        context::name_configuration(&absolute);
     }
     if let Command::Mirror(command) = &arguments.command {
-        return command.run(&config, &arguments.config, arguments.json);
+        return command.run(&config, &file, arguments.json);
     }
     let cx = Context::open(&config, arguments.cluster.as_deref())?;
     cx.name_in_commands();
