@@ -116,7 +116,7 @@ fn one_repository_under_two_names_is_not_pruned() {
     let newest = lockstep.backup("label").id;
     lockstep.expect(exit::DONE, &["prune"]);
     let checked = lockstep.run(&["check"]);
-    assert!(!checked.stdout.contains("are one"), "{}", checked.describe());
+    assert!(!checked.stdout.contains("\" are one"), "{}", checked.describe());
     for (name, left) in [("one", 3), ("two", 1)] {
         let list = lockstep.json(&["list", "--from", &format!("repository:{name}")]);
         assert_eq!(list["sets"].as_array().map(Vec::len), Some(left), "{sets:?}, {newest}: {list}");
