@@ -21,8 +21,8 @@ static PROGRAM: OnceLock<String> = OnceLock::new();
 static BEGINNING: OnceLock<String> = OnceLock::new();
 
 /// Returns the beginning of a command that is printed for somebody to type: `lockstep`. If the command line names a
-/// configuration, `--config` follows it, and if the configuration has several clusters, `--cluster` and the name of the one that
-/// this program works on: the same name of a clone may mean another cluster's.
+/// configuration, `--config` follows it, and if the configuration has several clusters, `--cluster` and the name of
+/// the one that this program works on: the same name of a clone may mean another cluster's.
 #[must_use]
 pub fn lockstep() -> &'static str {
     BEGINNING.get().map_or_else(program, String::as_str)

@@ -250,12 +250,11 @@ fn what_pg_hba_conf_includes_is_in_the_set() {
     fixture.discard_restored(&to, &set);
 }
 
-/// Debian's layout: moves the configuration of a running server out of its data directory, with `more` at its end, and
-/// starts the server again. Returns it, to be started and stopped by its configuration, and the folder.
+/// Debian's layout: moves the configuration out of the data directory of a server that is stopped, with `more` at its
+/// end. Returns the server, to be started and stopped by its configuration, and the folder.
 #[track_caller]
-fn with_its_configuration_elsewhere(fixture: &Fixture, more: &str) -> (Cluster, PathBuf) {
+fn with_its_configuration_moved(fixture: &Fixture, more: &str) -> (Cluster, PathBuf) {
     let cluster = &fixture.cluster;
-    cluster.stop(Stop::Fast);
     let etc = fixture.owned("etc");
     for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
         must(as_postgres("mv", ["-t"]).args([&etc, &cluster.data.join(name)]));
@@ -265,7 +264,14 @@ fn with_its_configuration_elsewhere(fixture: &Fixture, more: &str) -> (Cluster, 
     let data = cluster.data.display();
     std::fs::write(&conf, format!("{text}\ndata_directory = '{data}'\n{more}"))
         .expect("the test may");
-    let elsewhere = Cluster { data: etc.clone(), ..cluster.clone() };
+    (Cluster { data: etc.clone(), ..cluster.clone() }, etc)
+}
+
+/// The same of a running server, which is started again.
+#[track_caller]
+fn with_its_configuration_elsewhere(fixture: &Fixture, more: &str) -> (Cluster, PathBuf) {
+    fixture.cluster.stop(Stop::Fast);
+    let (elsewhere, etc) = with_its_configuration_moved(fixture, more);
     elsewhere.start();
     (elsewhere, etc)
 }
@@ -469,16 +475,7 @@ fn a_cold_set_has_the_configuration_that_lies_elsewhere() {
     ]);
     cluster.execute(&["BEGIN", "INSERT INTO there VALUES (8)", "PREPARE TRANSACTION 'open'"]);
     cluster.stop(Stop::Fast);
-    let etc = fixture.owned("etc");
-    for name in ["postgresql.conf", "pg_hba.conf", "pg_ident.conf"] {
-        must(as_postgres("mv", ["-t"]).args([&etc, &cluster.data.join(name)]));
-    }
-    let conf = etc.join("postgresql.conf");
-    let text = std::fs::read_to_string(&conf).expect("it is there");
-    let data = cluster.data.display();
-    std::fs::write(&conf, format!("{text}\ndata_directory = '{data}'\nwork_mem = '7MB'\n"))
-        .expect("the test may");
-    let elsewhere = Cluster { data: etc, ..cluster.clone() };
+    let (elsewhere, _) = with_its_configuration_moved(&fixture, "work_mem = '7MB'\n");
 
     let reset = cluster.bin.join("pg_resetwal");
     must(as_postgres(reset, ["-D"]).arg(&cluster.data));

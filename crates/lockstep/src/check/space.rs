@@ -1,4 +1,5 @@
-//! Checks the pools: what makes a backup refuse and what deserves a warning before that, and what their disks have lost.
+//! Checks the pools: what makes a backup refuse and what deserves a warning before that, and what their disks have
+//! lost.
 
 use std::collections::BTreeSet;
 

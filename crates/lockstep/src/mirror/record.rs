@@ -280,7 +280,7 @@ impl Record {
         let Some(place) = self.place_of(&Kind::Data) else { return Ok(false) };
         let mounts = Mounts::read()?;
         let mount = mounts.holding(&place.directory);
-        Ok(mount.is_some_and(|it| it.is_zfs() && it.source == place.dataset.as_str()))
+        Ok(mount.is_some_and(|mount| mount.is_of(place.dataset.as_str())))
     }
 
     /// Whether the file that registers it is its own: it is as it was written, or names its data directory, which is
@@ -368,8 +368,8 @@ impl Record {
     }
 }
 
-/// Refuses a cluster that is a mirror whose data is being replaced, or was when that was interrupted: it is half old and
-/// half new, and its pg_control says "shut down" until the end.
+/// Refuses a cluster that is a mirror whose data is being replaced, or was when that was interrupted: it is half old
+/// and half new, and its pg_control says "shut down" until the end.
 ///
 /// # Errors
 /// [`Refusal::Mirror`] for such a mirror; an error when its record can't be read.

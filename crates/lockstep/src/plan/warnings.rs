@@ -142,10 +142,9 @@ pub fn unread_include(name: &str, path: &Path, why: &str) -> Warning {
 /// Warns of configuration files that no server starts with; `None` if there are no errors.
 #[must_use]
 pub fn wrong_configuration(errors: &[String]) -> Option<Warning> {
-    let all = || errors.join(", ");
     (!errors.is_empty()).then(|| {
         problem(
-            format!("the configuration has errors: {}", all()),
+            format!("the configuration has errors: {}", errors.join(", ")),
             "the server that runs has what it read before; neither it nor what is restored from the set starts again with these files: correct them, and take another set",
         )
     })

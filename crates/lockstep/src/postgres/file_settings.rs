@@ -129,29 +129,17 @@ pub fn read(client: &mut Client) -> Result<FileSettings> {
     })
 }
 
-/// Returns the errors of the configuration files as the server sees them now: no server starts with them, whatever the
-/// one that runs has read before. What this user may not ask isn't known.
+/// Returns the errors of pg_hba.conf and pg_ident.conf as the server sees them now: no server starts with them,
+/// whatever the one that runs has read before. What this user may not ask isn't known.
 ///
 /// # Errors
 /// When a standby's replay cancels a statement.
-pub fn errors(client: &mut Client, version_num: u32) -> Result<Vec<String>> {
-    let known = |found: Result<Vec<String>>| match found {
-        Err(error) if error.is_recovery_conflict() => Err(error),
-        Err(error) => {
-            tracing::debug!(error = %error.chain(), "errors of the configuration aren't known");
-            Ok(Vec::new())
-        }
-        found => found,
-    };
-    let settings = read(client).map(|settings| match settings.doubt {
-        Some(Doubt::Errors(errors)) => errors,
-        _ => Vec::new(),
-    });
-    let mut all = known(settings)?;
+pub fn errors_of_rules(client: &mut Client, version_num: u32) -> Result<Vec<String>> {
     let mut views = vec![("pg_hba.conf", "pg_hba_file_rules")];
     if version_num >= 150_000 {
         views.push(("pg_ident.conf", "pg_ident_file_mappings"));
     }
+    let mut all = Vec::new();
     for (file, view) in views {
         let statement =
             format!("SELECT line_number, error FROM {view} WHERE error IS NOT NULL ORDER BY 1");
@@ -162,7 +150,13 @@ pub fn errors(client: &mut Client, version_num: u32) -> Result<Vec<String>> {
             let error = column::<Text>(row, 1)?.lossy();
             Ok(format!("{file}:{}: {error}", at.unwrap_or_default()))
         };
-        all.extend(known(rows.and_then(|rows| rows.iter().map(line).collect()))?);
+        match rows.and_then(|rows| rows.iter().map(line).collect::<Result<Vec<_>>>()) {
+            Ok(errors) => all.extend(errors),
+            Err(error) if error.is_recovery_conflict() => return Err(error),
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "the errors of {file} aren't known");
+            }
+        }
     }
     Ok(all)
 }

@@ -46,7 +46,7 @@ pub(super) fn find(
 
 /// Returns where a dataset is mounted, or would be.
 fn mounted(cx: &Context, mounts: &Mounts, dataset: &DatasetName) -> Result<Vec<PathBuf>> {
-    let of = mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
+    let of = mounts.iter().filter(|mount| mount.is_of(dataset.as_str()));
     let mut places: Vec<PathBuf> = of.map(|mount| mount.point.clone()).collect();
     let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
     if places.is_empty() && says.is_absolute() {

@@ -80,7 +80,7 @@ pub(crate) fn has_data(entry: &RestoreJournal) -> Result<bool> {
     };
     let mounts = Mounts::read()?;
     let mount = mounts.holding(&entry.data);
-    Ok(mount.is_some_and(|mount| mount.is_zfs() && mount.source == dataset.as_str()))
+    Ok(mount.is_some_and(|mount| mount.is_of(dataset.as_str())))
 }
 
 /// Whether a link leads where this restore made it lead.

@@ -494,7 +494,7 @@ fn mount_for_wal(zfs: &Zfs, dataset: &DatasetName, at: &Path) -> Result<()> {
     zfs.mount(dataset)?;
     let real = std::fs::canonicalize(at).map_err(Error::io("find", at))?;
     match Mounts::read()?.holding(&real) {
-        Some(mount) if mount.is_zfs() && mount.source == dataset.as_str() => Ok(()),
+        Some(mount) if mount.is_of(dataset.as_str()) => Ok(()),
         other => Err(Error::failed(format!(
             "\"{}\" isn't on dataset \"{dataset}\", but on {}",
             at.display(),

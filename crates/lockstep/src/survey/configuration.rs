@@ -14,7 +14,8 @@ use crate::error::Result;
 use crate::files;
 use crate::plan::facts::{ConfigFiles, Configuration, ServerFacts};
 use crate::plan::warnings;
-use crate::postgres::{conf, file_settings, hba};
+use crate::postgres::file_settings::{self, Doubt, FileSettings};
+use crate::postgres::{conf, hba};
 use crate::process::Credentials;
 use crate::set::manifest::{CONFIGURATION, Manifest, of_configuration};
 use crate::set::state::read_file_of;
@@ -41,22 +42,26 @@ pub(super) fn find(
         CONFIGURATION.into_iter().for_each(|name| here.keep(name, places));
         return Ok(here.found);
     };
-    let is_outside = here.is_outside(&places.config);
-    let mut errors = file_settings::errors(client, server.version_num)?;
-    // Of a postgresql.conf outside, the set has what can be used.
-    errors.retain(|error| !is_outside || error.starts_with("pg_"));
-    here.found.warnings.extend(warnings::wrong_configuration(&errors));
-    if !is_outside {
+    let settings = match file_settings::read(client) {
+        Err(error) if error.is_recovery_conflict() => return Err(error),
+        settings => settings,
+    };
+    let mut errors = file_settings::errors_of_rules(client, server.version_num)?;
+    if !here.is_outside(&places.config) {
+        if let Ok(FileSettings { doubt: Some(Doubt::Errors(of_settings)), .. }) = settings {
+            errors.splice(0..0, of_settings);
+        }
+        here.found.warnings.extend(warnings::wrong_configuration(&errors));
         CONFIGURATION.into_iter().for_each(|name| here.keep(name, places));
         return Ok(here.found);
     }
+    here.found.warnings.extend(warnings::wrong_configuration(&errors));
     let [conf, others @ ..] = CONFIGURATION;
-    match file_settings::read(client) {
+    match settings {
         Ok(settings) => {
             here.found.files.push((conf, settings.flat()));
             here.found.warnings.extend(settings.doubt.as_ref().map(warnings::doubtful_settings));
         }
-        Err(error) if error.is_recovery_conflict() => return Err(error),
         Err(error) => {
             let mut earlier = earlier(cx, control, Some(&error.chain()))?;
             earlier.files.retain(|(name, _)| *name == conf);

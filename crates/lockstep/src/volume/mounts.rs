@@ -38,6 +38,12 @@ impl Mount {
         matches!(self.fs_type.as_str(), "zfs" | "fuse.zfs")
     }
 
+    /// Whether this ZFS dataset, or snapshot, is what is mounted.
+    #[must_use]
+    pub fn is_of(&self, name: &str) -> bool {
+        self.is_zfs() && self.source == name
+    }
+
     /// Whether ZFS itself mounted a snapshot here because somebody looked into `.zfs/snapshot`. It stays for some
     /// minutes and hides nothing.
     #[must_use]

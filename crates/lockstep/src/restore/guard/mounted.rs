@@ -57,8 +57,7 @@ pub(super) fn datasets(
             not_of_another(dataset, &volume.mountpoint, mounts)?;
             continue;
         }
-        let mounted =
-            mounts.iter().filter(|mount| mount.is_zfs() && mount.source == dataset.as_str());
+        let mounted = mounts.iter().filter(|mount| mount.is_of(dataset.as_str()));
         let mounted: Vec<_> = mounted.map(|mount| mount.point.clone()).collect();
         let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
         if let Some(at) = elsewhere(&mounted, says, &volume.mountpoint) {

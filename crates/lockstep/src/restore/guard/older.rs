@@ -131,7 +131,7 @@ pub(super) fn no_dataset_for_files(
 }
 
 fn is_mounted(dataset: &DatasetName, mounts: &Mounts) -> bool {
-    mounts.iter().any(|mount| mount.is_zfs() && mount.source == dataset.as_str())
+    mounts.iter().any(|mount| mount.is_of(dataset.as_str()))
 }
 
 /// Refuses a folder with files where the set needs a link: it would have to be removed, and may be somebody's. What an
