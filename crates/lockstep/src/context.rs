@@ -34,7 +34,9 @@ pub fn lockstep_of(cluster: &str) -> String {
     format!("{} --cluster {cluster}", program())
 }
 
-fn program() -> &'static str {
+/// The same for a command that takes no `--cluster`, as those of `mirror` do.
+#[must_use]
+pub fn program() -> &'static str {
     PROGRAM.get().map_or("lockstep", String::as_str)
 }
 

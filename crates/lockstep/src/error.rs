@@ -303,7 +303,7 @@ fn after_interruption(step: &str) -> &'static str {
             "what it had found by then is printed; it keeps nothing, and the next one starts from the beginning: `--read-data=PERCENT` reads a part"
         }
         Some("mirror") => {
-            "a mirror that wasn't finished is removed; `lockstep mirror status` shows one that existed before, and what to do"
+            "a mirror that wasn't finished is removed; `mirror status` shows one that existed before, and what to do"
         }
         _ => "nothing is left half done: run it again, and it continues",
     }

@@ -9,7 +9,7 @@ use super::Done;
 use super::output::{self, JSON_VERSION, say};
 use super::text;
 use crate::config::Config;
-use crate::context::lockstep_of;
+use crate::context::{lockstep_of, program};
 use crate::error::{Error, Result};
 use crate::mirror::create::{self, Create};
 use crate::mirror::record::{Kind, Phase};
@@ -182,8 +182,8 @@ fn ready(home: &Home, name: &ClusterName) -> Result<Record> {
     let record = home.find(name)?;
     let hint = match record.phase {
         Phase::Ready => return Ok(record),
-        Phase::Recreating => format!("lockstep mirror recreate {name}"),
-        Phase::Making | Phase::Destroying => format!("lockstep mirror destroy {name}"),
+        Phase::Recreating => format!("{} mirror recreate {name}", program()),
+        Phase::Making | Phase::Destroying => format!("{} mirror destroy {name}", program()),
     };
     Err(Error::usage(format!("mirror \"{name}\" isn't complete"), hint))
 }

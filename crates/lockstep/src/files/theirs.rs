@@ -62,6 +62,12 @@ impl<'a> Place<'a> {
             .map_err(self.failed("create"))
     }
 
+    fn write(&self, bytes: &[u8], mode: u32, owner: Option<Credentials>) -> Result<()> {
+        let mut file = self.create()?;
+        file.write_all(bytes).map_err(Error::io("write", self.path))?;
+        finish(&file, self.path, mode, owner)
+    }
+
     fn remove(&self) -> Result<()> {
         let unlink = || rustix::fs::unlinkat(&self.folder, self.name, AtFlags::empty());
         match unlink() {
@@ -143,14 +149,30 @@ fn give(file: impl AsFd, path: &Path, owner: Option<Credentials>) -> Result<()> 
         .map_err(|errno| Error::io("change the owner of", path)(errno.into()))
 }
 
-/// Writes a file of PostgreSQL's into a restored tree: mode 0600, owned by `owner`, synced.
+/// Writes a file of PostgreSQL's into a restored tree: with the mode that belongs to its folder, owned by `owner`,
+/// synced.
 ///
 /// # Errors
 /// When it can't be written.
 pub fn write_owned(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
-    let mut file = Place::find(path)?.create()?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    finish(&file, path, 0o600, owner)
+    let place = Place::find(path)?;
+    let folder = rustix::fs::fstat(&place.folder).map_err(place.failed("look at the folder of"))?;
+    place.write(bytes, mode_within(folder.st_mode), owner)
+}
+
+/// Writes a file that is for its owner alone, whatever its folder: mode 0600, owned by `owner`, synced.
+///
+/// # Errors
+/// When it can't be written.
+pub fn write_secret(path: &Path, bytes: &[u8], owner: Option<Credentials>) -> Result<()> {
+    Place::find(path)?.write(bytes, 0o600, owner)
+}
+
+/// Returns the mode of PostgreSQL's files in a folder of this mode: the group may read them if it may enter the folder
+/// (SetDataDirectoryCreatePerm in file_perm.c; a data directory is 0700 or, after `initdb --allow-group-access`, 0750).
+#[must_use]
+pub fn mode_within(folder: u32) -> u32 {
+    if folder & 0o777 == 0o750 { 0o640 } else { 0o600 }
 }
 
 /// Copies a file into a restored tree: with this mode, owned by `owner`, synced.
@@ -379,6 +401,20 @@ mod tests {
             assert!(!name.exists());
             remove_owned(&name).unwrap();
         }
+    }
+
+    #[test]
+    fn the_group_that_may_enter_a_data_directory_may_read_what_is_written_there() {
+        let (scratch, folder) = theirs();
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+        for (of_folder, of_file) in [(0o700, 0o600), (0o750, 0o640), (0o755, 0o600)] {
+            std::fs::set_permissions(&folder, Permissions::from_mode(of_folder)).unwrap();
+            write_owned(&folder.join("backup_label"), b"x", Some(NOBODY)).unwrap();
+            assert_eq!(mode(&folder.join("backup_label")), of_file, "in a folder of {of_folder:o}");
+            write_secret(&folder.join("passfile"), b"x", Some(NOBODY)).unwrap();
+            assert_eq!(mode(&folder.join("passfile")), 0o600, "in a folder of {of_folder:o}");
+        }
+        untouched(scratch.path());
     }
 
     #[test]

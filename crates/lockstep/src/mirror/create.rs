@@ -9,6 +9,7 @@ use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, PROPERTY, Phase, Place, Record};
 use super::{destroy, fill, serve, settings};
 use crate::config::Config;
+use crate::context::program;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
@@ -200,7 +201,7 @@ fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
     if home.records()?.iter().any(|record| record.name == *name) {
         return refuse(
             format!("there is a mirror \"{name}\" already"),
-            "choose another name, or `lockstep mirror destroy` that one",
+            format!("choose another name; `{} mirror destroy {name}` removes that one", program()),
         );
     }
     if let Some(unknown) =

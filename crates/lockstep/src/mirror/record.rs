@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::config::{self, ClusterConfig, Config};
-use crate::context::Context;
+use crate::context::{Context, program};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lock::Lock;
@@ -316,7 +316,7 @@ impl Record {
             )
         })?;
         let line = passfile_line(text.lines().next().unwrap_or_default());
-        files::write_owned(&self.passfile(), line.as_bytes(), self.credentials()?)
+        files::write_secret(&self.passfile(), line.as_bytes(), self.credentials()?)
     }
 
     /// Which of its datasets isn't visible at its directory, in words: it isn't mounted (its key isn't loaded, its
@@ -384,7 +384,8 @@ pub(crate) fn refuse_half_new(cx: &Context) -> Result<()> {
         Some(record) => Err(Refusal::Mirror {
             what: format!("mirror \"{}\" is half old and half new", record.name),
             needed: format!(
-                "`lockstep mirror recreate {}` replaces its data: wait for it if it runs; if it was interrupted, run it again",
+                "`{} mirror recreate {}` replaces its data: wait for it if it runs; if it was interrupted, run it again",
+                program(),
                 record.name
             ),
         }

@@ -8,7 +8,7 @@ use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Record};
 use super::{fill, room, serve};
 use crate::config::Config;
-use crate::context::Context;
+use crate::context::{Context, program};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
@@ -36,7 +36,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     if matches!(record.phase, Phase::Making | Phase::Destroying) {
         return Err(Error::usage(
             format!("mirror \"{name}\" was never complete, or is being removed"),
-            "run `lockstep mirror destroy` or `lockstep mirror create` for it",
+            format!("`{} mirror destroy {name}` removes what is there of it", program()),
         ));
     }
     // No backup may freeze a mirror whose data is half old and half new.
@@ -117,7 +117,7 @@ fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
                 "the primary is another cluster: its system identifier is {}, the mirror's was {}",
                 facts.system_identifier, record.system_identifier
             ),
-            "make a new mirror of it with `lockstep mirror create`",
+            "make a new mirror of it with `mirror create`",
         );
     }
     if let Some(data) = record.places.iter().find(|place| place.kind == Kind::Data) {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use super::create::refuse;
 use super::record::{Home, Record};
+use crate::context::program;
 use crate::error::Result;
 use crate::isolation::{self, Isolation};
 use crate::names::is_number;
@@ -72,7 +73,8 @@ pub(super) fn check(home: &Home, record: &Record, keeps_links: bool) -> Result<(
                     found.display()
                 ),
                 format!(
-                    "take that folder out of clone.writable; `lockstep mirror recreate {}` makes a dataset for a tablespace that was made on the primary. Remove the folder by hand only where no server uses it",
+                    "take that folder out of clone.writable; `{} mirror recreate {}` makes a dataset for a tablespace that was made on the primary. Remove the folder by hand only where no server uses it",
+                    program(),
                     record.name
                 ),
             );

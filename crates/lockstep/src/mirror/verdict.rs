@@ -127,35 +127,36 @@ impl Verdict {
     /// What to do about it; `is_free` says whether a path of this host doesn't exist or is an empty folder.
     #[must_use]
     pub fn hint(&self, name: &str, is_free: impl Fn(&Path) -> bool) -> Option<String> {
+        let lockstep = crate::context::program();
         let text = match self {
             Self::Follows | Self::Busy => return None,
             Self::Unfinished(what) if what == "recreate" => {
-                format!("lockstep mirror recreate {name}")
+                format!("{lockstep} mirror recreate {name}")
             }
-            Self::Unfinished(_) => format!("lockstep mirror destroy {name}"),
-            Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then lockstep mirror start {name}"),
+            Self::Unfinished(_) => format!("{lockstep} mirror destroy {name}"),
+            Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then {lockstep} mirror start {name}"),
             Self::LacksFolder(why) => {
                 // On the primary's own host it exists, full of the primary's files.
                 let elsewhere = folder_of(why).filter(|folder| is_free(folder)).map(|folder| {
                     format!(
-                        "; if the primary is on another host, you can also mount a dataset at \"{}\" here, add that folder to clone.writable of this cluster, and run lockstep mirror start {name}",
+                        "; if the primary is on another host, you can also mount a dataset at \"{}\" here, add that folder to clone.writable of this cluster, and run {lockstep} mirror start {name}",
                         folder.display()
                     )
                 });
                 format!(
-                    "a tablespace that was made on the primary? lockstep mirror recreate {name} makes a dataset for it{}",
+                    "a tablespace that was made on the primary? {lockstep} mirror recreate {name} makes a dataset for it{}",
                     elsewhere.unwrap_or_default()
                 )
             }
-            Self::Stopped(_) => format!("lockstep mirror start {name}"),
+            Self::Stopped(_) => format!("{lockstep} mirror start {name}"),
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
-                format!("lockstep mirror recreate {name}")
+                format!("{lockstep} mirror recreate {name}")
             }
             Self::SlotGone => format!(
-                "lockstep mirror stop {name}; lockstep mirror start {name}: start makes the slot again"
+                "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
-                format!("lockstep mirror stop {name}; lockstep mirror start {name}: start takes them over")
+                format!("{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start takes them over")
             }
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
             Self::NotStreaming(_) => "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again".into(),

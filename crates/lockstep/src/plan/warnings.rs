@@ -216,7 +216,7 @@ fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
                 StrategyChoice::Cold => warning(what, "the set is about as old as that"),
                 _ => problem(
                     what,
-                    "the set is about as old as that; start it (a mirror with `lockstep mirror start`), or ask for --strategy cold where it is stopped for the backup",
+                    "the set is about as old as that; start it (a mirror with `mirror start`), or ask for --strategy cold where it is stopped for the backup",
                 ),
             }]
         }
@@ -233,7 +233,7 @@ fn behind_primary(
     match (following, primary) {
         (Following { streams: false, should_stream: true, .. }, _) => Some(problem(
             format!("nothing streams to this standby: its last replayed commit is of {of}"),
-            "the set is as old as that; is primary_conninfo right, and its primary there? `lockstep mirror status` says it of a mirror",
+            "the set is as old as that; is primary_conninfo right, and its primary there? `mirror status` says it of a mirror",
         )),
         (_, Some(PrimarySeen::Unreachable(why))) => Some(problem(
             format!(

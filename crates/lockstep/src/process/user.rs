@@ -20,11 +20,20 @@ pub struct User {
 }
 
 impl User {
-    /// Looks up a user by name or number. This asks getent(1), so that users from LDAP and the like are found too.
+    /// Looks up a user by name or number. This asks getent(1), so that users from LDAP and the like are found too;
+    /// where there is no such program, passwd(5) is read.
     #[must_use]
     pub fn find(which: &str) -> Option<Self> {
-        let out = Program::new("getent").args(["passwd", which]).run().ok()?;
-        Self::parse(out.stdout.trim_end_matches('\n'))
+        match Program::new("getent").args(["passwd", which]).run() {
+            Ok(out) => Self::parse(out.stdout.trim_end_matches('\n')),
+            Err(_) => Self::find_in(&std::fs::read_to_string("/etc/passwd").ok()?, which),
+        }
+    }
+
+    fn find_in(passwd: &str, which: &str) -> Option<Self> {
+        let uid = which.parse().ok();
+        let mut all = passwd.lines().filter_map(Self::parse);
+        all.find(|user| user.name == which || Some(user.ids.uid) == uid)
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -67,6 +76,18 @@ pub(super) fn becoming(ids: Credentials, known: Option<&User>) -> [String; 5] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_user_is_found_in_passwd_by_name_and_by_number() {
+        let passwd =
+            "root:x:0:0:root:/root:/bin/bash\n# none\n\npostgres:x:101:104::/var/lib:/bin/sh\n";
+        for which in ["postgres", "101"] {
+            assert_eq!(User::find_in(passwd, which).unwrap().ids.gid, 104);
+        }
+        for missing in ["104", "post", "", "# none"] {
+            assert_eq!(User::find_in(passwd, missing), None);
+        }
+    }
 
     #[test]
     fn a_line_of_passwd_is_a_user() {

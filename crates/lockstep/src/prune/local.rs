@@ -147,6 +147,8 @@ struct Facts {
     moved: BTreeMap<SnapshotName, (SnapshotName, Standing)>,
     /// Pools that aren't imported, or are suspended.
     away: BTreeMap<String, Away>,
+    /// Why nothing can be destroyed in a pool, by its name.
+    read_only: BTreeMap<String, String>,
     commons: Vec<Common>,
     /// Common sets that bookmarks can replace.
     replaceable: BTreeSet<String>,
@@ -179,6 +181,7 @@ impl Facts {
             standing,
             moved: BTreeMap::new(),
             away,
+            read_only: BTreeMap::new(),
             commons: Vec::new(),
             replaceable: BTreeSet::new(),
             shipped: Vec::new(),
@@ -237,6 +240,12 @@ impl Facts {
         let mut facts = Self::look(cx)?;
         facts.begun = removal::cut_off(cx)?;
         facts.find_moved(cx)?;
+        let found = facts.standing.keys().chain(facts.moved.values().map(|(now, _)| now));
+        let pools: BTreeSet<_> = found.map(|found| found.dataset.pool().to_owned()).collect();
+        facts.read_only.extend(pools.into_iter().filter_map(|pool| {
+            let why = removal::read_only(cx, std::iter::once(pool.as_str()))?;
+            Some((pool, why))
+        }));
         facts.find_shipped(cx)?;
         facts.commons = in_common::with_all(cx, asked, &facts.bases(cx)?);
         for set in &facts.sets {
@@ -335,6 +344,9 @@ impl Facts {
                 return (!is_named).then(|| away_in_words(&set.set, &volume.pool, why));
             }
             let (snapshot, standing) = self.found(volume)?;
+            if let Some(why) = self.read_only.get(snapshot.dataset.pool()) {
+                return Some(why.clone());
+            }
             if standing.owner != self.owner {
                 return Some(format!(
                     "\"{snapshot}\" belongs to another state_dir; if that one is gone, or no longer has the set: {} adopt {}",

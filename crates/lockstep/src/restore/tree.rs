@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use pgfiles::control_file::ControlFile;
@@ -167,7 +167,10 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let wal = &build.manifest.wal;
     let pg_wal = &build.placement.wal;
     let from = build.set_directory().join("wal");
-    let mode = file_mode(&build.placement.data)?;
+    let data = &build.placement.data;
+    // pg_wal may be a dataset of its own, whose mode says nothing.
+    let mode = data.metadata().map_err(Error::io("look at", data))?.mode();
+    let mode = files::mode_within(mode);
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
@@ -199,13 +202,6 @@ fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
     let is_one =
         |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_backup_history);
     list(pg_wal)?.iter().filter(|path| is_one(path)).try_for_each(|path| files::remove_file(path))
-}
-
-/// Returns the mode of PostgreSQL's files: the group may read them if it may enter the data directory
-/// (SetDataDirectoryCreatePerm in file_perm.c).
-fn file_mode(data: &Path) -> Result<u32> {
-    let mode = data.metadata().map_err(Error::io("look at", data))?.permissions().mode();
-    Ok(if mode & 0o750 == 0o750 { 0o640 } else { 0o600 })
 }
 
 /// Changes pg_control as the strategy needs it.

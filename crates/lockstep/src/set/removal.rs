@@ -341,6 +341,14 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
     if let Some(why) = before.in_the_way {
         return keep(cx, entry, &named, before.is_whole, why);
     }
+    if let Some(why) = read_only(cx, named.iter().map(|snapshot| snapshot.dataset.pool())) {
+        // No hold can be released there, and none has to be put back.
+        return if before.is_whole {
+            put_back(cx, entry, why)
+        } else {
+            Ok(Removal::Unfinished(why))
+        };
+    }
     let _ = steps::reached("prune.looked");
     for snapshot in &named {
         cx.zfs.release(snapshot)?;
@@ -444,9 +452,21 @@ fn keep(
         return Ok(Removal::Unfinished(why));
     }
     hold(cx, entry, named)?;
+    put_back(cx, entry, why)
+}
+
+fn put_back(cx: &Context, entry: &RemovalJournal, why: String) -> Result<Removal> {
     cx.state.put_back(&entry.set)?;
     files::remove_file(&path(cx, entry))?;
     Ok(Removal::Left(why))
+}
+
+/// Returns why no snapshot can be destroyed in one of these pools: it is imported read-only.
+#[must_use]
+pub fn read_only<'a>(cx: &Context, pools: impl Iterator<Item = &'a str>) -> Option<String> {
+    let pools: BTreeSet<_> = pools.collect();
+    let pool = pools.into_iter().find(|pool| cx.zfs.is_read_only(pool))?;
+    Some(format!("pool \"{pool}\" is imported read-only"))
 }
 
 /// Holds all existing snapshots of the set, by their present names.
