@@ -131,6 +131,9 @@ impl CommandError {
             Self::Exit { stderr, .. } if stderr.contains("pool is read-only") => Some(
                 "it was imported with readonly=on: export it and import it without (`zpool export`, `zpool import`)".into(),
             ),
+            Self::Exit { stderr, .. } if stderr.contains("currently suspended") => Some(
+                "`zpool status` says which disks are gone; once they are back: `zpool clear POOL`, and run it again".into(),
+            ),
             Self::Exit { stderr, .. } if is_damage(stderr) => Some(
                 "its disks can't give back some of what was written: `zpool status -v` names the files, and the snapshots that they are in".into(),
             ),

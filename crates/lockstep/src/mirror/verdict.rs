@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::primary::Slot;
 use super::record::{HOW_TO_MOUNT, Phase};
+use crate::volume::zfs::Away;
 
 /// What was seen of a mirror.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct Seen {
     pub phase: Phase,
     /// Somebody is working on it at this moment.
     pub busy: bool,
+    /// Which of its pools is suspended; then nothing else of it was looked at.
+    pub suspended: Option<String>,
     /// Which of its datasets isn't mounted where it should be, in words.
     pub unmounted: Option<String>,
     /// Its server is running.
@@ -66,6 +69,8 @@ pub enum Verdict {
     Busy,
     /// `create`, `destroy` or `recreate` was interrupted.
     Unfinished(String),
+    /// This pool is suspended.
+    Suspended(String),
     /// A dataset isn't mounted.
     NotMounted(String),
     /// Its server isn't running: the server's last words.
@@ -108,6 +113,7 @@ impl Verdict {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
             Self::Unfinished(what) => format!("{what} was interrupted"),
+            Self::Suspended(pool) => format!("pool \"{pool}\" is suspended"),
             Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
@@ -134,6 +140,7 @@ impl Verdict {
                 format!("{lockstep} mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("{lockstep} mirror destroy {name}"),
+            Self::Suspended(pool) => Away::Suspended.command(pool),
             Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then {lockstep} mirror start {name}"),
             Self::LacksFolder(why) => {
                 // On the primary's own host it exists, full of the primary's files.
@@ -173,6 +180,9 @@ impl Verdict {
 pub fn judge(seen: &Seen) -> Verdict {
     if seen.busy {
         return Verdict::Busy;
+    }
+    if let Some(pool) = &seen.suspended {
+        return Verdict::Suspended(pool.clone());
     }
     match seen.phase {
         Phase::Making => return Verdict::Unfinished("create".into()),
@@ -326,6 +336,7 @@ mod tests {
         Seen {
             phase: Phase::Ready,
             busy: false,
+            suspended: None,
             unmounted: None,
             running: true,
             is_fed: false,
@@ -403,6 +414,14 @@ mod tests {
         });
         assert_eq!(asked, Verdict::LacksFolder("directory \"/srv/new\" does not exist".into()));
         assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
+        let suspended = with(|seen| {
+            seen.suspended = Some("a pool".into());
+            seen.running = false;
+            seen.log.clear();
+        });
+        assert_eq!(suspended, Verdict::Suspended("a pool".into()));
+        assert_eq!(suspended.hint("m", |_| true).unwrap(), "zpool clear 'a pool'");
+        assert!(!suspended.is_well());
         let words = "directory \"/srv/new\" does not exist";
         let tablespace = with(|seen| {
             quiet(seen, &format!("FATAL:  {words}"));
