@@ -105,7 +105,7 @@ mod tests {
             true => Err(Error::failed("closed")),
             false => read(path),
         };
-        std::fs::write(at("conf"), "a = 1\ninclude_if_exists 'rest'\nb = 2\n").unwrap();
+        std::fs::write(at("conf"), "a = 1\ninclude_if_exists rest\nb = 2\n").unwrap();
         let found = whole(&at("conf"), closed).unwrap().unwrap();
         assert_eq!(String::from_utf8(found.text).unwrap(), "a = 1\nb = 2\n");
         assert!(crate::postgres::hba::whole(&at("conf"), closed).is_err());
