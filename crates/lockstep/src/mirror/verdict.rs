@@ -85,6 +85,10 @@ pub enum Verdict {
     SlotGone,
     /// Its slot has lost WAL that it needs.
     SlotLost(String),
+    /// The same, where nothing used it for too long (PostgreSQL 18). The WAL may still be there. In JSON it is
+    /// `slot-lost` like any other.
+    #[serde(rename = "slot-lost")]
+    SlotIdle(String),
     /// Its timeline diverged from its primary's.
     Diverged(String),
     /// It was promoted.
@@ -119,7 +123,7 @@ impl Verdict {
             Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
             Self::SlotGone => "its slot on the primary is gone".into(),
-            Self::SlotLost(why) => why.clone(),
+            Self::SlotLost(why) | Self::SlotIdle(why) => why.clone(),
             Self::Diverged(why) => format!("it diverged from its primary: {why}"),
             Self::Promoted => "it was promoted, and is no standby any more".into(),
             Self::SettingsTooSmall(why) => format!("settings of the primary have grown: {why}"),
@@ -159,7 +163,7 @@ impl Verdict {
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("{lockstep} mirror recreate {name}")
             }
-            Self::SlotGone => format!(
+            Self::SlotGone | Self::SlotIdle(_) => format!(
                 "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
@@ -224,10 +228,18 @@ pub fn judge(seen: &Seen) -> Verdict {
     if let Ok(theirs) = &seen.primary {
         match &theirs.slot {
             None => return Verdict::SlotGone,
-            Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
-                return Verdict::SlotLost(
-                    "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
-                );
+            Some(slot) if slot.is_lost() => {
+                return match slot.invalidation_reason.as_deref() {
+                    None | Some("wal_removed") => Verdict::SlotLost(
+                        "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
+                    ),
+                    Some("idle_timeout") => Verdict::SlotIdle(
+                        "its slot on the primary was invalidated because nothing used it (idle_replication_slot_timeout)".into(),
+                    ),
+                    Some(why) => Verdict::SlotLost(format!(
+                        "its slot on the primary was invalidated: {why}"
+                    )),
+                };
             }
             Some(_) => {}
         }
@@ -326,6 +338,7 @@ mod tests {
         Slot {
             active: true,
             wal_status: Some(status.into()),
+            invalidation_reason: None,
             restart_lsn: Some("0/3000000".into()),
             kept_bytes: Some(0),
             safe_bytes: None,
@@ -397,6 +410,19 @@ mod tests {
         assert!(matches!(small, Verdict::SettingsTooSmall(_)));
         let lost = with(|seen| seen.primary.as_mut().unwrap().slot = Some(slot("lost")));
         assert!(matches!(lost, Verdict::SlotLost(_)));
+        let invalidated = |why: &str| {
+            with(|seen| {
+                let reason = Some(why.to_owned());
+                let slot = Slot { invalidation_reason: reason, ..slot("lost") };
+                seen.primary.as_mut().unwrap().slot = Some(slot);
+            })
+        };
+        let recreated =
+            |verdict: &Verdict| verdict.hint("m", |_| true).unwrap().contains("recreate");
+        assert!(recreated(&lost) && recreated(&invalidated("wal_removed")));
+        let idle = invalidated("idle_timeout");
+        assert!(matches!(idle, Verdict::SlotIdle(_)) && !recreated(&idle));
+        assert!(invalidated("rows_removed").words().ends_with("rows_removed"));
         let gone = with(|seen| seen.primary.as_mut().unwrap().slot = None);
         assert_eq!(gone, Verdict::SlotGone);
         let stopped = with(|seen| {
