@@ -64,7 +64,7 @@ must "$lockstep" --cluster main repo init
 must "$lockstep" --cluster main backup
 must "$lockstep" --cluster second backup
 set=$("$lockstep" --json --cluster main list | jq -r '.sets[-1].set')
-must "$lockstep" mirror create copy --from "host=/run/postgresql port=5433 user=postgres" --dataset sus/copy --port 5509
+must "$lockstep" mirror create copy --from "host=/run/postgresql port=5433 user=postgres" --dataset sus/copy --directory /srv/copy --port 5509
 sed 's#^state_dir = .*#state_dir = "/srv/state"#' /etc/lockstep/lockstep.toml > /etc/lockstep/there.toml
 must "$lockstep" --config /etc/lockstep/there.toml --cluster second backup
 
