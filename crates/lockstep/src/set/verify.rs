@@ -8,28 +8,24 @@ use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, SetVolume, hash_file};
-use crate::volume::zfs::Away;
+use crate::volume::zfs::{Away, Guid};
 
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
-    for volume in &manifest.volumes {
-        let found = match cx.zfs.find_snapshot(&volume.snapshot) {
-            Ok(Some(found)) => found,
-            other => match (cx.zfs.away(&volume.pool)?, other) {
-                (None, Err(error)) => return Err(error),
-                (away, _) => return Err(missing(cx, manifest, volume, away).into()),
-            },
-        };
-        if found.guid != volume.guid {
-            return Err(Refusal::SnapshotSwapped {
-                set: manifest.set.to_string(),
-                snapshot: volume.snapshot.to_string(),
-                expected: format!("GUID {}", volume.guid),
-                found: format!("GUID {}", found.guid),
-                repositories: cx.state.repositories_with(&manifest.set),
-            }
-            .into());
-        }
+    manifest.volumes.iter().try_for_each(|volume| snapshot(cx, manifest, volume))
+}
+
+/// Checks the snapshot of one volume.
+pub(crate) fn snapshot(cx: &Context, manifest: &Manifest, volume: &SetVolume) -> Result<()> {
+    let found = match cx.zfs.find_snapshot(&volume.snapshot) {
+        Ok(Some(found)) => found,
+        other => match (cx.zfs.away(&volume.pool)?, other) {
+            (None, Err(error)) => return Err(error),
+            (away, _) => return Err(missing(cx, manifest, volume, away).into()),
+        },
+    };
+    if found.guid != volume.guid {
+        return Err(swapped(cx, manifest, volume, found.guid).into());
     }
     Ok(())
 }
@@ -59,13 +55,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
         }
         Some(match found {
             None => missing(cx, set, volume, away.get(&volume.pool).copied()),
-            Some(found) => Refusal::SnapshotSwapped {
-                set: set.set.to_string(),
-                snapshot: volume.snapshot.to_string(),
-                expected: format!("GUID {}", volume.guid),
-                found: format!("GUID {}", found.guid),
-                repositories: cx.state.repositories_with(&set.set),
-            },
+            Some(found) => swapped(cx, set, volume, found.guid),
         })
     };
     let incomplete = sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into())));
@@ -84,6 +74,17 @@ fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, away: Option<Away>)
             Refusal::PoolAway { set: id, pool: volume.pool.clone(), why, snapshot, repositories }
         }
         None => Refusal::SnapshotMissing { set: id, snapshot, repositories },
+    }
+}
+
+/// Returns the refusal for a snapshot that has the right name but is another one.
+fn swapped(cx: &Context, set: &Manifest, volume: &SetVolume, found: Guid) -> Refusal {
+    Refusal::SnapshotSwapped {
+        set: set.set.to_string(),
+        snapshot: volume.snapshot.to_string(),
+        expected: format!("GUID {}", volume.guid),
+        found: format!("GUID {found}"),
+        repositories: cx.state.repositories_with(&set.set),
     }
 }
 
