@@ -97,7 +97,7 @@ pub fn run(
     if !report.is_partial {
         let store = repository.strata.store();
         let format = Format::read(store, &repository.name)?;
-        findings.extend(of_keys(store, &format, repository.strata.key())?);
+        findings.extend(of_keys(store, &repository.name, &format, repository.strata.key())?);
         findings.extend(of_lease(repository)?);
         findings.extend(of_locks(repository));
     }
@@ -277,15 +277,15 @@ fn of_sets(
     Ok((findings, false))
 }
 
-fn of_keys(store: &Store, format: &Format, key: Option<&Key>) -> Result<Vec<Finding>> {
+fn of_keys(store: &Store, name: &str, format: &Format, key: Option<&Key>) -> Result<Vec<Finding>> {
     let (slots, bad) = keys::list(store)?;
     let mut findings: Vec<_> = bad
         .into_iter()
-        .map(|(_, error)| Finding {
+        .map(|(at, error)| Finding {
             severity: Severity::Warning,
             what: error.chain(),
             sets: Vec::new(),
-            hint: Some("whoever has only this key can't open the repository: add it again".into()),
+            hint: keys::unread_hint(name, &at, &error),
         })
         .collect();
     let others: Vec<_> = slots.iter().filter(|slot| !is_of(slot, format)).collect();
