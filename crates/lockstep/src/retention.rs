@@ -73,7 +73,7 @@ pub fn newest_damaged<I, E>(
 #[must_use]
 pub fn ahead_hint(id: &str, place: &str) -> String {
     format!(
-        "the clock was wrong when it was taken: no rule counts it, and it stays until then. Is the clock right now? To be rid of it, once a newer backup is there: {} prune {place} --set {id}",
+        "is this host's clock right now (`date -u`)? If it isn't, set it, and nothing is wrong with the set. If it is, the clock was wrong when the set was taken: no rule counts it, and it stays until then; to be rid of it, once a newer backup is there: {} prune {place} --set {id}",
         lockstep()
     )
 }
