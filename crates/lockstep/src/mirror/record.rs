@@ -415,7 +415,9 @@ impl Home {
     /// When state_dir can't be used.
     pub fn open(config: &Config, file: &Path) -> Result<Self> {
         let state_dir = config.state_dir.clone();
+        files::create_open_directories(&state_dir)?;
         files::create_directories(&state_dir.join("mirrors"))?;
+        files::keep_private(&state_dir.join("mirrors"))?;
         let file = std::path::absolute(file).map_err(Error::io("find", file))?;
         Ok(Self {
             owner: crate::set::state::owner_of(&state_dir)?,

@@ -65,11 +65,13 @@ impl State {
     /// When state_dir can't be used.
     pub fn open(state_dir: &Path, cluster: &ClusterName) -> Result<Self> {
         let directory = state_dir.join("clusters").join(cluster.as_str());
+        // Whatever the umask: servers of clones run in it, as os_user.
+        files::create_open_directories(&directory)?;
+        // The rest is for nobody else: fetched WAL holds rows; restored files have owners and modes of their own.
         for folder in ["sets", "unfinished", "removals", "bookmarks", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
+            files::keep_private(&directory.join(folder))?;
         }
-        // Fetched WAL holds rows; restored files have owners and modes of their own.
-        files::keep_private(&directory.join("sets"))?;
         let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
     }

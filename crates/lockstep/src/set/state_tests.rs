@@ -289,9 +289,20 @@ fn what_is_private_already_stays_untouched() {
     std::thread::sleep(std::time::Duration::from_millis(20));
     temporary.open();
     assert_eq!(changed(&sets), before, "it was changed though it was right");
-    std::fs::set_permissions(&sets, std::fs::Permissions::from_mode(0o755)).unwrap();
-    temporary.open();
-    assert_eq!(std::fs::metadata(&sets).unwrap().mode() & 0o777, 0o700);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    for folder in ["sets", "restores", "clones"].map(|name| state.path(name)) {
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        temporary.open();
+        assert_eq!(mode(&folder), 0o700);
+    }
+    // But clones are in it.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let state = State::open(&temporary.0.join("new"), &"main".parse().unwrap());
+    rustix::process::umask(before);
+    let folder = state.unwrap().path("");
+    for folder in folder.ancestors().take(3) {
+        assert_eq!(mode(folder), 0o755, "{}", folder.display());
+    }
 }
 
 #[test]
