@@ -131,6 +131,10 @@ impl CommandError {
             Self::Exit { stderr, .. } if stderr.contains("pool is read-only") => Some(
                 "it was imported with readonly=on: export it and import it without (`zpool export`, `zpool import`)".into(),
             ),
+            // `zfs receive` (libzfs_sendrecv.c) doesn't say which feature is missing.
+            Self::Exit { stderr, .. } if stderr.contains("pool must be upgraded") => Some(
+                "the pool lacks a feature that the original's datasets use (recordsize above 128K: large_blocks; dnodesize: large_dnode): `zpool set feature@NAME=enabled POOL`, or `zpool upgrade POOL` for all; or restore with --as files".into(),
+            ),
             Self::Exit { stderr, .. } if is_damage(stderr) => Some(
                 "its disks can't give back some of what was written: `zpool status -v` names the files, and the snapshots that they are in".into(),
             ),
@@ -433,7 +437,11 @@ impl<P> Piped<P> {
         spawning.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
         let mut child = spawning.spawn().map_err(|source| program.start_error(source))?;
         let stderr = child.stderr.take();
-        let stderr = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
+        let read = move || stderr.map(read_tail).unwrap_or_default();
+        let stderr = std::thread::Builder::new().spawn(read).map_err(|source| {
+            let _ = child.kill().and_then(|()| child.wait());
+            CommandError::Lost { command: command.clone(), source }
+        })?;
         Ok(Self { child, command, pipe: None, stderr: Some(stderr) })
     }
 
