@@ -471,6 +471,16 @@ fn what_nobody_here_knows_is_named() {
     }
     let checked = lockstep.expect(exit::DONE, &["check"]);
     assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
+    // A damaged journal doesn't hide what else there is.
+    for folder in ["unfinished", "removals", "restores"] {
+        let journal = fixture.state.join("clusters/main").join(folder).join("damaged.json");
+        fs::write(&journal, "").expect("the test may");
+        let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+        for words in ["damaged.json\" is damaged", "connection: PostgreSQL", "space: "] {
+            assert!(checked.stdout.contains(words), "{folder}: {}", checked.describe());
+        }
+        fs::remove_file(&journal).expect("it is there");
+    }
     // One that is running is known.
     let made = lockstep.clone_create("dev", &[]);
     let checked = lockstep.expect(exit::DONE, &["check"]);

@@ -72,6 +72,13 @@ impl State {
             files::create_directories(&directory.join(folder))?;
             files::keep_private(&directory.join(folder))?;
         }
+        // These are made when they are needed.
+        for folder in ["deltas", "generations", "harmed", "known", "seen", "shipping", "tags"] {
+            let folder = directory.join(folder);
+            if folder.is_dir() {
+                files::keep_private(&folder)?;
+            }
+        }
         let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
     }
