@@ -31,6 +31,7 @@ sectors=$(blockdev --getsz "$loop")
 must dmsetup create sus --table "0 $sectors linear $loop 0"
 must zpool create -O mountpoint=none sus /dev/mapper/sus
 must zfs create -o mountpoint=/srv/sus sus/d
+must zfs create -o mountpoint=/srv/state sus/state
 must zfs create -o mountpoint=/srv/second tank/second
 must zfs create -o mountpoint=/repository tank/repository
 must cp -a "$PG_ROOT/data/." /srv/sus/
@@ -63,6 +64,9 @@ must "$lockstep" --cluster main repo init
 must "$lockstep" --cluster main backup
 must "$lockstep" --cluster second backup
 set=$("$lockstep" --json --cluster main list | jq -r '.sets[-1].set')
+must "$lockstep" mirror create copy --from "host=/run/postgresql port=5433 user=postgres" --dataset sus/copy --port 5509
+sed 's#^state_dir = .*#state_dir = "/srv/state"#' /etc/lockstep/lockstep.toml > /etc/lockstep/there.toml
+must "$lockstep" --config /etc/lockstep/there.toml --cluster second backup
 
 # --- its disk is gone ----------------------------------------------------------------------------------------------------
 
@@ -89,10 +93,32 @@ expect_end "a restore from the repository" 0 "" "$lockstep" --cluster main resto
 expect_end "a restore of the other cluster" 0 "" "$lockstep" --cluster second restore latest --to /srv/r3
 expect_end "a clone of the other cluster" 0 "" "$lockstep" --cluster second clone create dev
 expect_end "a backup of the other cluster" 0 "" "$lockstep" --cluster second backup
+for command in check list backup; do
+  expect_end "$command with state_dir there" 4 "$words" "$lockstep" --config /etc/lockstep/there.toml --cluster second "$command"
+done
+expect_end "the state of a mirror" 3 "$words" "$lockstep" mirror status
+expect_end "the start of a mirror is refused" 4 "$words" "$lockstep" mirror start copy
+expect_end "the stop of a mirror is refused" 4 "$words" "$lockstep" mirror stop copy
+expect_end "mirror with state_dir there" 4 "$words" "$lockstep" --config /etc/lockstep/there.toml mirror list
 
 # --- and is back ---------------------------------------------------------------------------------------------------------
 
 replace_disk "0 $sectors linear $loop 0"
 expect "the pool is cleared" timeout 60 zpool clear sus
 expect_end "list" 0 "" "$lockstep" --cluster main list
+expect_end "list with state_dir there" 0 "" "$lockstep" --config /etc/lockstep/there.toml --cluster second list
+
+# --- and is imported read-only: nothing can be removed there, and nothing is begun ------------------------------------------
+
+as_postgres "$PG_BIN/pg_ctl" -D /srv/sus -m immediate stop >/dev/null 2>&1
+must zpool export -f sus
+must zpool import -o readonly=on -d /dev/mapper sus
+for dry in --dry-run ""; do
+  # shellcheck disable=SC2086  # nothing, or an option
+  expect_end "prune of a read-only pool $dry" 3 "imported read-only" "$lockstep" --cluster main prune --local --set "$set" $dry
+done
+expect_equal "its set is there" "$set" "$("$lockstep" --json --cluster main list | jq -r '.sets[-1].set')"
+must zpool export sus
+must zpool import -d /dev/mapper sus
+expect_end "prune of the pool, when it can be written again" 0 "" "$lockstep" --cluster main prune --local --set "$set"
 finish

@@ -216,14 +216,16 @@ fn check_settings(cluster: &str, settings: &BTreeMap<String, String>) -> Result<
             return refuse(name, hint);
         }
     }
+    // As PostgreSQL reads the values of archive_mode (config_enum_lookup_by_name in guc.c).
+    let is_off = |mode: &String| {
+        ["off", "false", "no", "0"].into_iter().any(|off| mode.eq_ignore_ascii_case(off))
+    };
     let has_own = ["archive_command", "archive_library"].into_iter().any(|it| value(it).is_some());
     match value("archive_mode") {
-        Some((_, mode)) if !has_own && !["off", "false", "no", "0"].contains(&mode.as_str()) => {
-            refuse(
-                "archive_mode",
-                "remove it, or set archive_command too: a clone would archive into the original's archive",
-            )
-        }
+        Some((_, mode)) if !has_own && !is_off(mode) => refuse(
+            "archive_mode",
+            "remove it, or set archive_command too: a clone would archive into the original's archive",
+        ),
         _ => Ok(()),
     }
 }
@@ -403,6 +405,7 @@ mod tests {
         assert_eq!(check(&[("shared_buffers", "64MB"), ("archive_mode", "off")]), Ok(()));
         assert_eq!(check(&[("Port", "5500")]), refused("port"));
         assert_eq!(check(&[("data_directory", "/srv")]), refused("data_directory"));
+        assert_eq!(check(&[("archive_mode", "OFF")]), Ok(()));
         assert_eq!(check(&[("archive_mode", "on")]), refused("archive_mode"));
         assert_eq!(check(&[("archive_mode", "on"), ("archive_command", "true")]), Ok(()));
     }

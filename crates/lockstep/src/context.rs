@@ -75,14 +75,15 @@ impl<'a> Context<'a> {
     /// Opens the context of a cluster that may not be in the configuration yet, or no longer is.
     ///
     /// # Errors
-    /// When its state can't be opened.
+    /// When its state can't be opened; [`crate::refusal::Refusal::PoolSuspended`] when it is on a suspended pool.
     pub fn open_as(
         config: &'a Config,
         name: ClusterName,
         cluster: &'a ClusterConfig,
     ) -> Result<Self> {
-        let state = State::open(&config.state_dir, &name)?.with_repositories(&cluster.repositories);
         let zfs = Zfs::remembering_in(&config.state_dir);
+        zfs.reachable(&config.state_dir)?;
+        let state = State::open(&config.state_dir, &name)?.with_repositories(&cluster.repositories);
         let (clusters, repositories) = (&config.clusters, &config.repositories);
         Ok(Self { name, cluster, clusters, repositories, state, zfs })
     }

@@ -131,9 +131,8 @@ impl CommandError {
             Self::Exit { stderr, .. } if stderr.contains("pool is read-only") => Some(
                 "it was imported with readonly=on: export it and import it without (`zpool export`, `zpool import`)".into(),
             ),
-            // `zfs receive` (libzfs_sendrecv.c) doesn't say which feature is missing.
-            Self::Exit { stderr, .. } if stderr.contains("pool must be upgraded") => Some(
-                "the pool lacks a feature that the original's datasets use (recordsize above 128K: large_blocks; dnodesize: large_dnode): `zpool set feature@NAME=enabled POOL`, or `zpool upgrade POOL` for all; or restore with --as files".into(),
+            Self::Exit { stderr, .. } if stderr.contains("currently suspended") => Some(
+                "`zpool status` says which disks are gone; once they are back: `zpool clear POOL`, and run it again".into(),
             ),
             Self::Exit { stderr, .. } if is_damage(stderr) => Some(
                 "its disks can't give back some of what was written: `zpool status -v` names the files, and the snapshots that they are in".into(),

@@ -133,7 +133,9 @@ impl Mirror {
             }
             Command::Stop { name } => {
                 let (name, _lock) = locked(&home, name, "mirror stop")?;
-                serve::stop(&home.find(&name)?)?;
+                let record = home.find(&name)?;
+                record.check_answers(&home.zfs)?;
+                serve::stop(&record)?;
                 say(json, "stopped", &name, "is stopped; its slot keeps WAL on the primary")
             }
             Command::Destroy { name, with_sets } => {
@@ -180,6 +182,7 @@ fn locked(home: &Home, name: &str, command: &str) -> Result<(ClusterName, crate:
 
 fn ready(home: &Home, name: &ClusterName) -> Result<Record> {
     let record = home.find(name)?;
+    record.check_answers(&home.zfs)?;
     let hint = match record.phase {
         Phase::Ready => return Ok(record),
         Phase::Recreating => format!("{} mirror recreate {name}", program()),

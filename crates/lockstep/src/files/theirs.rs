@@ -250,6 +250,21 @@ pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result
     give(&folder, path, owner)
 }
 
+/// Lets the group enter a folder that only its owner may enter, and list it: mode 0750.
+///
+/// # Errors
+/// When the system refuses.
+pub fn let_group_enter(path: &Path) -> Result<()> {
+    let folder = go_to(path, false).map_err(on_the_way(path))?;
+    let failed = |errno: Errno| Error::io("chmod", path)(errno.into());
+    let folder = rustix::fs::openat(&folder, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed)?;
+    match rustix::fs::fstat(&folder).map_err(failed)?.st_mode & 0o777 {
+        0o700 => rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o750)).map_err(failed),
+        _ => Ok(()),
+    }
+}
+
 /// Removes a file of a restored tree, whatever its flags; a missing one is fine.
 ///
 /// # Errors
@@ -407,6 +422,8 @@ mod tests {
     fn the_group_that_may_enter_a_data_directory_may_read_what_is_written_there() {
         let (scratch, folder) = theirs();
         let mode = |path: &Path| path.metadata().unwrap().mode() & 0o7777;
+        let_group_enter(&folder).unwrap();
+        assert_eq!(mode(&folder), 0o750);
         for (of_folder, of_file) in [(0o700, 0o600), (0o750, 0o640), (0o755, 0o600)] {
             std::fs::set_permissions(&folder, Permissions::from_mode(of_folder)).unwrap();
             write_owned(&folder.join("backup_label"), b"x", Some(NOBODY)).unwrap();

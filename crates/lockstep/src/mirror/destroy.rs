@@ -31,6 +31,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) ->
     home.find(name)?;
     let _lock = home.lock(name, "mirror destroy")?;
     let mut record = home.find(name)?;
+    record.check_answers(&home.zfs)?;
     {
         let cluster = record.as_cluster()?;
         let cx = Context::open_as(config, name.clone(), &cluster)?;
@@ -68,6 +69,12 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
                 }
             },
         };
+        if let Err(error) = record.check_answers(&home.zfs)
+            && own != Some(&record.name)
+        {
+            tracing::warn!(mirror = %record.name, error = %error.chain(), "what is left of it stays for now");
+            continue;
+        }
         // It may have been finished between reading the record and taking the lock.
         let is_still = |known: &Record| known.name == record.name && known.phase == record.phase;
         if !home.records()?.iter().any(is_still) {

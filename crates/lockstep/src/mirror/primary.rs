@@ -46,12 +46,22 @@ pub struct Slot {
     pub active: bool,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// Why it was invalidated, as PostgreSQL 17 and later say it: `wal_removed`, `idle_timeout`.
+    pub invalidation_reason: Option<String>,
     /// The oldest WAL it keeps.
     pub restart_lsn: Option<String>,
     /// Bytes of WAL that it keeps.
     pub kept_bytes: Option<i64>,
     /// Bytes that can still be written before the slot is lost; `None` if there is no limit.
     pub safe_bytes: Option<i64>,
+}
+
+impl Slot {
+    /// Whether it keeps nothing any more, and can't be used again.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.wal_status.as_deref() == Some("lost")
+    }
 }
 
 impl Primary {
@@ -149,10 +159,11 @@ impl Primary {
         let row = self
             .client
             .query_opt(
-                "SELECT active, wal_status, restart_lsn::text, safe_wal_size,
+                "SELECT active, wal_status, to_jsonb(it) ->> 'invalidation_reason', restart_lsn::text,
+                        safe_wal_size,
                         pg_wal_lsn_diff(CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                                              ELSE pg_current_wal_lsn() END, restart_lsn)::bigint
-                   FROM pg_replication_slots WHERE slot_name = $1",
+                   FROM pg_replication_slots AS it WHERE slot_name = $1",
                 &[&name],
             )
             .map_err(|e| Error::sql("cannot look at the slot on the primary", e))?;
@@ -160,9 +171,10 @@ impl Primary {
         Ok(Some(Slot {
             active: column(&row, 0)?,
             wal_status: column(&row, 1)?,
-            restart_lsn: column(&row, 2)?,
-            safe_bytes: column(&row, 3)?,
-            kept_bytes: column(&row, 4)?,
+            invalidation_reason: column(&row, 2)?,
+            restart_lsn: column(&row, 3)?,
+            safe_bytes: column(&row, 4)?,
+            kept_bytes: column(&row, 5)?,
         }))
     }
 

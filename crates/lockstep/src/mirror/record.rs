@@ -341,6 +341,21 @@ impl Record {
         Ok(None)
     }
 
+    /// Returns which of its pools is suspended, if one is: what touches a file there waits for good.
+    #[must_use]
+    pub fn suspended(&self, zfs: &Zfs) -> Option<&str> {
+        let mut pools = self.places.iter().map(|place| place.dataset.pool());
+        pools.find(|pool| zfs.suspended().contains(*pool))
+    }
+
+    /// Refuses to touch a mirror if one of its pools is suspended.
+    ///
+    /// # Errors
+    /// [`Refusal::PoolSuspended`].
+    pub fn check_answers(&self, zfs: &Zfs) -> Result<()> {
+        self.places.iter().try_for_each(|place| zfs.answers(&place.dataset))
+    }
+
     /// Refuses to touch a mirror if one of its datasets isn't mounted: what is written to its directory would go to
     /// the file system below.
     ///
@@ -412,9 +427,11 @@ impl Home {
     /// Opens it, and makes what is missing.
     ///
     /// # Errors
-    /// When state_dir can't be used.
+    /// When state_dir can't be used; [`Refusal::PoolSuspended`] when it is on a suspended pool.
     pub fn open(config: &Config, file: &Path) -> Result<Self> {
         let state_dir = config.state_dir.clone();
+        let zfs = Zfs::new();
+        zfs.reachable(&state_dir)?;
         files::create_open_directories(&state_dir)?;
         files::create_directories(&state_dir.join("mirrors"))?;
         files::keep_private(&state_dir.join("mirrors"))?;
@@ -424,7 +441,7 @@ impl Home {
             registrations: config::folder_beside(&file),
             file,
             state_dir,
-            zfs: Zfs::new(),
+            zfs,
         })
     }
 

@@ -33,6 +33,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     home.find(name)?;
     let _lock = home.lock(name, "mirror recreate")?;
     let mut record = home.find(name)?;
+    record.check_answers(&home.zfs)?;
     if matches!(record.phase, Phase::Making | Phase::Destroying) {
         return Err(Error::usage(
             format!("mirror \"{name}\" was never complete, or is being removed"),

@@ -43,8 +43,11 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
         .and_then(|mut primary| Ok((primary.facts()?, primary)));
     match asked {
         Ok((facts, mut primary)) => {
-            if primary.slot(&record.slot)?.is_none() {
-                tracing::warn!(slot = %record.slot, "the slot was gone from the primary, and is made again: WAL written meanwhile may be gone");
+            let slot = primary.slot(&record.slot)?;
+            if slot.as_ref().is_none_or(|slot| slot.is_lost() && !slot.active) {
+                let was = if slot.is_some() { "was invalidated on" } else { "was gone from" };
+                tracing::warn!(slot = %record.slot, "the slot {was} the primary, and is made again: WAL written meanwhile may be gone");
+                primary.drop_slot(&record.slot)?;
                 primary.make_slot(&record.slot)?;
             }
             record.standby_settings = facts.settings;

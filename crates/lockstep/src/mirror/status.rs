@@ -60,9 +60,12 @@ pub fn look(home: &Home, name: Option<&ClusterName>) -> Result<Vec<Status>> {
 
 fn look_at(home: &Home, record: Record) -> Result<Status> {
     let cluster = record.as_cluster()?;
-    let running = instance::postmaster(&record.data()).ok().flatten().is_some();
+    // A file on a suspended pool can't be looked at without waiting for good.
+    let suspended = record.suspended(&home.zfs).map(str::to_owned);
+    let answers = suspended.is_none();
+    let running = answers && instance::postmaster(&record.data()).ok().flatten().is_some();
     let own = if running { ask_mirror(&cluster) } else { Err("it isn't running".into()) };
-    let log = files::tail(&record.log());
+    let log = if answers { files::tail(&record.log()) } else { Vec::new() };
     let is_fed = match &own {
         Ok(before) if record.restore_command.is_some() && !before.streams => {
             wal_gone(&log).is_some() && goes_on(&cluster, before)
@@ -72,7 +75,8 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
     let seen = Seen {
         phase: record.phase,
         busy: home.is_locked(&record.name),
-        unmounted: record.unmounted(&home.zfs)?,
+        unmounted: if answers { record.unmounted(&home.zfs)? } else { None },
+        suspended,
         running,
         log,
         is_fed,

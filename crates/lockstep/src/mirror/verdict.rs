@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::primary::Slot;
 use super::record::{HOW_TO_MOUNT, Phase};
+use crate::volume::zfs::Away;
 
 /// What was seen of a mirror.
 #[derive(Debug, Clone)]
@@ -14,6 +15,8 @@ pub struct Seen {
     pub phase: Phase,
     /// Somebody is working on it at this moment.
     pub busy: bool,
+    /// Which of its pools is suspended; then nothing else of it was looked at.
+    pub suspended: Option<String>,
     /// Which of its datasets isn't mounted where it should be, in words.
     pub unmounted: Option<String>,
     /// Its server is running.
@@ -66,6 +69,8 @@ pub enum Verdict {
     Busy,
     /// `create`, `destroy` or `recreate` was interrupted.
     Unfinished(String),
+    /// This pool is suspended.
+    Suspended(String),
     /// A dataset isn't mounted.
     NotMounted(String),
     /// Its server isn't running: the server's last words.
@@ -80,6 +85,10 @@ pub enum Verdict {
     SlotGone,
     /// Its slot has lost WAL that it needs.
     SlotLost(String),
+    /// The same, where nothing used it for too long (PostgreSQL 18). The WAL may still be there. In JSON it is
+    /// `slot-lost` like any other.
+    #[serde(rename = "slot-lost")]
+    SlotIdle(String),
     /// Its timeline diverged from its primary's.
     Diverged(String),
     /// It was promoted.
@@ -108,12 +117,13 @@ impl Verdict {
             Self::Follows => "follows".into(),
             Self::Busy => "another lockstep works on it".into(),
             Self::Unfinished(what) => format!("{what} was interrupted"),
+            Self::Suspended(pool) => format!("pool \"{pool}\" is suspended"),
             Self::NotMounted(what) => what.clone(),
             Self::Stopped(why) if why.is_empty() => "stopped".into(),
             Self::Stopped(why) | Self::LacksFolder(why) => format!("stopped: {why}"),
             Self::WalGone(why) => format!("WAL that it needs is gone: {why}"),
             Self::SlotGone => "its slot on the primary is gone".into(),
-            Self::SlotLost(why) => why.clone(),
+            Self::SlotLost(why) | Self::SlotIdle(why) => why.clone(),
             Self::Diverged(why) => format!("it diverged from its primary: {why}"),
             Self::Promoted => "it was promoted, and is no standby any more".into(),
             Self::SettingsTooSmall(why) => format!("settings of the primary have grown: {why}"),
@@ -134,6 +144,7 @@ impl Verdict {
                 format!("{lockstep} mirror recreate {name}")
             }
             Self::Unfinished(_) => format!("{lockstep} mirror destroy {name}"),
+            Self::Suspended(pool) => Away::Suspended.command(pool),
             Self::NotMounted(_) => format!("{HOW_TO_MOUNT}; then {lockstep} mirror start {name}"),
             Self::LacksFolder(why) => {
                 // On the primary's own host it exists, full of the primary's files.
@@ -152,7 +163,7 @@ impl Verdict {
             Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
                 format!("{lockstep} mirror recreate {name}")
             }
-            Self::SlotGone => format!(
+            Self::SlotGone | Self::SlotIdle(_) => format!(
                 "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
@@ -173,6 +184,9 @@ impl Verdict {
 pub fn judge(seen: &Seen) -> Verdict {
     if seen.busy {
         return Verdict::Busy;
+    }
+    if let Some(pool) = &seen.suspended {
+        return Verdict::Suspended(pool.clone());
     }
     match seen.phase {
         Phase::Making => return Verdict::Unfinished("create".into()),
@@ -214,10 +228,18 @@ pub fn judge(seen: &Seen) -> Verdict {
     if let Ok(theirs) = &seen.primary {
         match &theirs.slot {
             None => return Verdict::SlotGone,
-            Some(slot) if slot.wal_status.as_deref() == Some("lost") => {
-                return Verdict::SlotLost(
-                    "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
-                );
+            Some(slot) if slot.is_lost() => {
+                return match slot.invalidation_reason.as_deref() {
+                    None | Some("wal_removed") => Verdict::SlotLost(
+                        "its slot on the primary has lost its WAL (max_slot_wal_keep_size)".into(),
+                    ),
+                    Some("idle_timeout") => Verdict::SlotIdle(
+                        "its slot on the primary was invalidated because nothing used it (idle_replication_slot_timeout)".into(),
+                    ),
+                    Some(why) => Verdict::SlotLost(format!(
+                        "its slot on the primary was invalidated: {why}"
+                    )),
+                };
             }
             Some(_) => {}
         }
@@ -316,6 +338,7 @@ mod tests {
         Slot {
             active: true,
             wal_status: Some(status.into()),
+            invalidation_reason: None,
             restart_lsn: Some("0/3000000".into()),
             kept_bytes: Some(0),
             safe_bytes: None,
@@ -326,6 +349,7 @@ mod tests {
         Seen {
             phase: Phase::Ready,
             busy: false,
+            suspended: None,
             unmounted: None,
             running: true,
             is_fed: false,
@@ -386,6 +410,19 @@ mod tests {
         assert!(matches!(small, Verdict::SettingsTooSmall(_)));
         let lost = with(|seen| seen.primary.as_mut().unwrap().slot = Some(slot("lost")));
         assert!(matches!(lost, Verdict::SlotLost(_)));
+        let invalidated = |why: &str| {
+            with(|seen| {
+                let reason = Some(why.to_owned());
+                let slot = Slot { invalidation_reason: reason, ..slot("lost") };
+                seen.primary.as_mut().unwrap().slot = Some(slot);
+            })
+        };
+        let recreated =
+            |verdict: &Verdict| verdict.hint("m", |_| true).unwrap().contains("recreate");
+        assert!(recreated(&lost) && recreated(&invalidated("wal_removed")));
+        let idle = invalidated("idle_timeout");
+        assert!(matches!(idle, Verdict::SlotIdle(_)) && !recreated(&idle));
+        assert!(invalidated("rows_removed").words().ends_with("rows_removed"));
         let gone = with(|seen| seen.primary.as_mut().unwrap().slot = None);
         assert_eq!(gone, Verdict::SlotGone);
         let stopped = with(|seen| {
@@ -403,6 +440,14 @@ mod tests {
         });
         assert_eq!(asked, Verdict::LacksFolder("directory \"/srv/new\" does not exist".into()));
         assert!(stopped.hint("m", |_| true).unwrap().starts_with("lockstep mirror start"));
+        let suspended = with(|seen| {
+            seen.suspended = Some("a pool".into());
+            seen.running = false;
+            seen.log.clear();
+        });
+        assert_eq!(suspended, Verdict::Suspended("a pool".into()));
+        assert_eq!(suspended.hint("m", |_| true).unwrap(), "zpool clear 'a pool'");
+        assert!(!suspended.is_well());
         let words = "directory \"/srv/new\" does not exist";
         let tablespace = with(|seen| {
             quiet(seen, &format!("FATAL:  {words}"));

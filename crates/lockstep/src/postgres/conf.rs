@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::includes::{self, Files, Whole, check_depth};
+use super::includes::{self, Files, Skipped, Whole, check_depth};
 use super::recovery::{lines, name_of};
 use crate::error::Result;
 
@@ -15,7 +15,7 @@ pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
 ) -> Result<Option<Whole>> {
-    includes::whole(path, read, expanded)
+    includes::whole(path, Skipped::Unopened, read, expanded)
 }
 
 fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
@@ -100,6 +100,19 @@ mod tests {
             assert!(found.places.contains(&at(place)), "{place}: {:?}", found.places);
         }
         assert!(whole(&at("none"), read).unwrap().is_none());
+        // What the server can't open is skipped where it needn't exist; pg_hba.conf's has to be missing for that.
+        let closed = |path: &Path| match path == at("rest") {
+            true => Err(Error::failed("closed")),
+            false => read(path),
+        };
+        std::fs::write(at("conf"), "a = 1\ninclude_if_exists rest\nb = 2\n").unwrap();
+        let found = whole(&at("conf"), closed).unwrap().unwrap();
+        assert_eq!(String::from_utf8(found.text).unwrap(), "a = 1\nb = 2\n");
+        assert!(crate::postgres::hba::whole(&at("conf"), closed).is_err());
+        std::fs::write(at("conf"), "include 'rest'\n").unwrap();
+        assert!(whole(&at("conf"), closed).is_err());
+        std::fs::write(at("conf"), "include_if_exists 'conf'\n").unwrap();
+        assert!(whole(&at("conf"), read).is_err(), "without end");
         for text in ["include 'gone'", "include 'conf'", "include_dir 'gone'"] {
             std::fs::write(at("conf"), text).unwrap();
             assert!(whole(&at("conf"), read).is_err(), "{text}");

@@ -25,8 +25,18 @@ pub struct Whole {
 /// Files that are read as one.
 pub(super) struct Files<'a> {
     read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
+    skipped: Skipped,
     left: u32,
     places: Vec<PathBuf>,
+}
+
+/// Which files of `include_if_exists` a server passes over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skipped {
+    /// Those that don't exist (tokenize_auth_file in hba.c).
+    Missing,
+    /// Those that it can't open, whatever the reason (ParseConfigFile in guc-file.l).
+    Unopened,
 }
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists, and
@@ -36,10 +46,11 @@ pub(super) struct Files<'a> {
 /// When one of the files can't be read or doesn't exist, or they include too much.
 pub(super) fn whole(
     path: &Path,
+    skipped: Skipped,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
     expanded: impl Fn(&mut Files, &Path, &[u8], u32) -> Result<Vec<u8>>,
 ) -> Result<Option<Whole>> {
-    let mut files = Files { read: &read, left: MOST, places: Vec::new() };
+    let mut files = Files { read: &read, skipped, left: MOST, places: Vec::new() };
     let Some(text) = files.take(path)? else { return Ok(None) };
     let text = expanded(&mut files, path, &text, 0)?;
     Ok(Some(Whole { text, places: files.places }))
@@ -91,7 +102,10 @@ impl Files<'_> {
         for file in included.files {
             let text = match included.have_to_be {
                 true => Some(self.demand(&file, by)?),
-                false => self.take(&file)?,
+                false => match self.take(&file) {
+                    Err(_) if self.skipped == Skipped::Unopened && self.left > 0 => None,
+                    taken => taken?,
+                },
             };
             if let Some(text) = text {
                 all.extend(expanded(self, &file, &text, depth + 1)?);

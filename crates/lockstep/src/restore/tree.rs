@@ -168,9 +168,11 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let pg_wal = &build.placement.wal;
     let from = build.set_directory().join("wal");
     let data = &build.placement.data;
-    // pg_wal may be a dataset of its own, whose mode says nothing.
-    let mode = data.metadata().map_err(Error::io("look at", data))?.mode();
-    let mode = files::mode_within(mode);
+    let mode = files::mode_within(data.metadata().map_err(Error::io("look at", data))?.mode());
+    if mode == files::mode_within(0o750) {
+        // A pg_wal on a dataset of its own isn't stored in a repository: its folder was made from scratch.
+        files::let_group_enter(pg_wal)?;
+    }
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {

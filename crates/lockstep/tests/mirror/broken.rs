@@ -89,6 +89,37 @@ fn primary_raised_and_lowered_again() {
     assert_eq!(mirror.value("postgres", "SHOW max_connections"), "60");
 }
 
+/// PostgreSQL 18 can end a slot that nothing uses for a while. A new one serves as well, as long as the WAL is there.
+#[test]
+fn its_slot_was_not_used_for_too_long() {
+    let layout = empty_pools().major(18);
+    let alone = Alone::new(
+        layout.setting("idle_replication_slot_timeout", "1s").setting("wal_keep_size", "512MB"),
+    );
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let lost = "SELECT wal_status = 'lost' FROM pg_replication_slots";
+    wait_until("the slot is invalidated", PATIENCE, || {
+        alone.primary.execute(&["SELECT pg_switch_wal()", "CHECKPOINT"]);
+        alone.primary.value("postgres", lost) == "t"
+    });
+    let (seen, code) = status(&alone, "main");
+    assert_eq!(
+        (&seen["state"]["state"], code),
+        (&"slot-lost".into(), Some(exit::PROBLEMS)),
+        "{seen}"
+    );
+    assert!(seen["words"].to_string().contains("idle_replication_slot_timeout"), "{seen}");
+    assert!(seen["hint"].to_string().contains("lockstep mirror start main"), "{seen}");
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    alone.primary.execute(&["CREATE TABLE after AS SELECT 7 AS n"]);
+    catch_up(&alone, "main");
+    assert_eq!(server_of(&alone, "main").value("postgres", "SELECT n FROM after"), "7");
+    wait_for_state(&alone, "main", "follows");
+}
+
 /// The slot is dropped and the WAL recycled while the mirror is down: it can't follow any more, and says so. After it
 /// was recreated, its old sets still have its old data.
 #[test]

@@ -38,7 +38,14 @@ fn what_is_no_older_restore_is_left_alone() {
     assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
     assert_said(&outcome, &["is a symbolic link"]);
 
-    for kept in [photo, other.join("thesis.tex"), outside.join("passwd")] {
+    // Clones of the set's snapshots may be somebody's cluster by now.
+    let clones = fixture.target("clones");
+    let theirs = lockstep.restore(&set.id, &clones, &[]).data.join("theirs");
+    fs::write(&theirs, "a table").expect("it can be written");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &clones, &FILES));
+    assert_refused(&outcome, &["isn't an older restore", "a restore from snapshots", &set.id]);
+
+    for kept in [photo, theirs, other.join("thesis.tex"), outside.join("passwd")] {
         assert!(kept.exists(), "{} is gone", kept.display());
     }
     assert_lives_on(&fixture);

@@ -41,6 +41,14 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
     let wanted = manifest.postgres.system_identifier;
+    let made_of = Marker::read(&placement.directory).filter(|marker| marker.from_snapshots);
+    if let Some(marker) = made_of
+        && !is_empty(&placement.data)?
+    {
+        // Its datasets are clones; it may be somebody's cluster by now, and its snapshots aren't the repository's.
+        let what = format!("a restore from snapshots (set {}), which isn't changed", marker.set);
+        return Err(strange(&placement.directory, what));
+    }
     let older = Marker::of_older(&placement.directory);
     if let Some(marker) = older.as_ref().filter(|marker| !marker.is_of(manifest, asked.source)) {
         let (of, found) = (&marker.cluster, marker.system_identifier);

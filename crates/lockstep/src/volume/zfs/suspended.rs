@@ -99,7 +99,7 @@ impl Zfs {
 
     /// The suspended pools; `zpool` is asked once. If it can't be asked, there are none: a restore as files needs no
     /// ZFS.
-    pub(super) fn suspended(&self) -> &BTreeSet<String> {
+    pub(crate) fn suspended(&self) -> &BTreeSet<String> {
         self.suspended.get_or_init(|| {
             let listed = Program::new("zpool").args(["list", "-H", "-o", "name,health"]).run();
             match listed {

@@ -1,0 +1,114 @@
+//! Where recovery ends too early: restore_command lacks something, or the archive has a gap; Lockstep says so.
+
+use super::*;
+
+/// PostgreSQL takes anything that makes a restore_command fail for the end of the archive. The server has all groups
+/// of its user; if the command lacks a permission that it needs, that is reported.
+#[test]
+fn what_keeps_restore_command_from_its_work_is_said() {
+    let history = History::new();
+    let (fixture, set) = (&history.fixture, history.set.id.as_str());
+    let groups = must(&mut command("id", ["-G", "postgres"]));
+    let group = groups.split_whitespace().nth(1).expect("postgres has a supplementary group");
+    let archive = fixture.archive.to_str().expect("the harness' own paths are UTF-8");
+    must(&mut command("chown", ["-R", &format!("root:{group}"), archive]));
+    must(&mut command("chmod", ["-R", "u=rwX,g=rX,o=", archive]));
+    assert_eq!(history.rows_at("group", &[]), numbers(6), "it is the group's");
+
+    let directory = fixture.target("problem");
+    let problem = |command: &str, words: &str, hint: &str| {
+        let options = ["--start", "--restore-command", command];
+        let arguments = [&["--json"], &restore_arguments(set, &directory, &options)[..]].concat();
+        let outcome = fixture.lockstep().expect(exit::PROBLEMS, &arguments);
+        assert_said(&outcome, &["problem: recovery ended at LSN", words, "hint: ", hint]);
+        let json = json_of(&outcome);
+        assert!(json["problems"][0]["what"].as_str().is_some_and(|what| what.contains(words)));
+        assert_eq!(rows(fixture.lockstep().restored(&json).server()), numbers(0), "it stays");
+        fixture.discard_restored(&directory, set);
+    };
+    // The command's own log, on a file system that the server in its namespace may not write to.
+    let log = fixture.mnt().join("log of it");
+    fixture.pools[0].dataset("log", &log, &[]);
+    give_to_postgres(&log);
+    let logs = format!("echo %f >> '{}/log' && {}", log.display(), history.restore_command());
+    problem(&logs, "Read-only file system", "clone.writable");
+    let writable = format!("\n[clusters.main.clone]\nwritable = [{}]\n", toml_string(&log));
+    let allowed = configured(fixture, &[], &writable);
+    let allowed = allowed.with_environment("AWS_SECRET_ACCESS_KEY", Path::new("hunter2"));
+    let restored = allowed.restore_and_start(set, &directory, &["--restore-command", &logs]);
+    assert_eq!(rows(restored.server()), numbers(6));
+    // A server that stays has its user's environment, and none of the stores' variables.
+    let pid = restored.server().postmaster().expect("it runs");
+    let environment = fs::read(format!("/proc/{pid}/environ")).expect("it can be looked at");
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    let has = |variable: &str| environment.split('\0').any(|known| known == variable);
+    assert!(has("USER=postgres") && !environment.contains("hunter2"), "{environment:?}");
+    assert!(restored.json.get("problems").is_none(), "{}", restored.json);
+    fixture.discard_restored(&directory, set);
+
+    must(&mut command("chmod", ["0700", archive]));
+    problem(&history.restore_command(), "Permission denied", "os_user");
+    let copy = history.restore_command();
+    let create = ["clone", "create", "dev", "--set", set, "--restore-command", &copy];
+    let created = fixture.lockstep().expect(exit::PROBLEMS, &create);
+    assert_said(&created, &["problem: ", "Permission denied"]);
+    fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
+    // An archive that has nothing more may be all right.
+    let options = ["--start", "--restore-command", "false"];
+    let ended =
+        fixture.lockstep().expect(exit::DONE, &restore_arguments(set, &directory, &options));
+    assert_said(&ended, &["restore_command delivered no WAL"]);
+    fixture.discard_restored(&directory, set);
+}
+
+/// PostgreSQL ends recovery where it can't read a segment, and is promoted there. It is reported that the archive
+/// continues after that point, and what the lost server hadn't archived.
+#[test]
+fn what_lies_behind_the_end_of_recovery_is_said() {
+    let history = History::new();
+    let (fixture, set) = (&history.fixture, history.set.id.as_str());
+    let segments = [7, 8, 9].map(|row| {
+        insert(&fixture.cluster, row);
+        let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
+        segment
+    });
+    let [before, harmed, last] = &segments;
+    let (archive, whole) = (fixture.archive.display(), history.restore_command());
+    let directory = fixture.target("behind");
+    let restore = |command: &str, code| {
+        let options = ["--start", "--restore-command", command];
+        let arguments = [&["--json"], &restore_arguments(set, &directory, &options)[..]].concat();
+        let outcome = fixture.lockstep().expect(code, &arguments);
+        let rows = rows(fixture.lockstep().restored(&json_of(&outcome)).server());
+        fixture.discard_restored(&directory, set);
+        (outcome, rows)
+    };
+    for instead in [
+        "head -c 16777216 /dev/zero > %p".to_owned(),
+        format!("cp {archive}/{before} %p"),
+        "exit 1".to_owned(),
+    ] {
+        let command = format!("if test %f = {harmed}; then {instead}; else {whole}; fi");
+        let (outcome, rows) = restore(&command, exit::PROBLEMS);
+        assert_said(&outcome, &["problem: recovery ended at LSN", "the archive continues", last]);
+        assert_eq!(rows, numbers(7), "{instead}");
+    }
+    let zeros =
+        format!("if test %f = {last}; then head -c 16777216 /dev/zero > %p; else {whole}; fi");
+    let (outcome, rows) = restore(&zeros, exit::DONE);
+    assert_said(&outcome, &["check whether it is damaged", last]);
+    assert_eq!(rows, numbers(8));
+
+    insert(&fixture.cluster, 10);
+    fixture.cluster.stop(Stop::Immediate);
+    let words = "has transactions after";
+    let (outcome, rows) = restore(&whole, exit::DONE);
+    assert_eq!(rows, numbers(9));
+    let pg_wal = fs::canonicalize(fixture.cluster.data.join("pg_wal")).expect("it is there");
+    let too = format!("{whole} || cp {}/%f %p", pg_wal.display());
+    assert_said(&outcome, &[words, "--restore-command '", "/pg_wal/%f %p'"]);
+    let (outcome, rows) = restore(&too, exit::DONE);
+    assert_eq!(rows, numbers(10));
+    assert!(!outcome.stderr.contains(words), "{}", outcome.describe());
+}
