@@ -226,6 +226,44 @@ case $1 in
     wait $! 2>/dev/null
     run_lockstep "and goes when nobody does" prune --local --set "$(set_of fifth)"
     expect_failure "with its snapshots" "does not exist" zfs list "$SPACE_DATASET@lockstep-$(set_of fifth)"
+
+    # A dropped table that an idle session has open: the snapshot has files without a name, and OpenZFS removes them when
+    # it mounts the dataset, which is modified then.
+    must zfs set dnodesize=1k "$SPACE_DATASET"
+    must sql "create table dropped tablespace space_one as select n, repeat('z', 200) as filler from generate_series(1, 3000) n"
+    as_postgres psql -XAtq -p "$PG_PORT" -c "select count(*) from dropped" -c "select pg_sleep(1500)" postgres >/dev/null &
+    sleep 3
+    must sql "drop table dropped"
+    backup sixth
+    expect "its files are there without a name" sh -c "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q 'space one.*deleted'"
+    backup seventh
+    new=(--as zfs --dataset fast/q --to /tank/restores/q)
+    restore "the sixth set anew" sixth 5500 "${new[@]}"
+    restore "the seventh set on top of it" seventh 5500 --delta "${new[@]}"
+    must zfs destroy -r fast/q
+
+    # A pool without the features that a volume needs.
+    truncate -s 400M /var/plain.img
+    must zpool create -d -m none plain /var/plain.img
+    expect_failure "a pool that lacks a feature is refused" "zpool set feature@large_dnode=enabled plain" \
+      "$lockstep" restore "$(set_of seventh)" --from repository --as zfs --dataset plain/r --to /tank/restores/plain
+    expect_failure "and nothing is made" "does not exist" zfs list plain/r
+    must zpool destroy -f plain
+
+    # A bookmark of `zfs redact` with the GUID of a set's snapshot is no base: an increment from it has more.
+    seventh=$SPACE_DATASET@lockstep-$(set_of seventh)
+    must zfs clone -o mountpoint=/redacted "$seventh" fast/redacted
+    rm -rf /redacted/*
+    must zfs snapshot fast/redacted@r
+    must zfs redact "$seventh" redaction fast/redacted@r
+    must zfs destroy -r fast/redacted
+    zfs list -H -o name -t snapshot -d 1 "$SPACE_DATASET" | while read -r name; do
+      zfs holds -H "$name" | while IFS=$'\t' read -r _ tag _; do zfs release "$tag" "$name"; done
+      zfs destroy "$name"
+    done
+    zfs list -H -o name -t bookmark -d 1 "$SPACE_DATASET" | grep '#lockstep-' | while read -r name; do zfs destroy "$name"; done
+    backup eighth
+    expect "repo check at the end" "$lockstep" repo check --read-data
     expect_consistent "the original at the end"
     finish
     ;;

@@ -14,8 +14,8 @@ mod theirs;
 
 pub(crate) use theirs::loosen;
 pub use theirs::{
-    copy_owned, create_owned_directory, let_group_enter, link, mode_within, open_log, read_as,
-    reader_of, remove_owned, write_owned, write_secret,
+    copy_owned, copy_with_holes, create_owned_directory, let_group_enter, link, mode_within,
+    open_log, read_as, reader_of, remove_owned, write_owned, write_secret,
 };
 
 use crate::error::{Error, Result};

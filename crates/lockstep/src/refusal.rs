@@ -534,6 +534,14 @@ pub enum Refusal {
         /// The first such dataset.
         dataset: String,
     },
+    /// `zfs receive` would refuse a stream in this pool.
+    #[error("pool \"{pool}\" lacks what the set needs: feature@{} is disabled", lacking.join(", feature@"))]
+    PoolLacksFeature {
+        /// The pool.
+        pool: String,
+        /// The names of the features.
+        lacking: Vec<&'static str>,
+    },
     /// Received datasets can't be mounted, because their keys aren't loaded.
     #[error("what was received can't be mounted, its keys aren't loaded: {}", datasets.join(", "))]
     KeysNotLoaded {
@@ -690,6 +698,10 @@ impl Refusal {
             Self::MinimalWal { .. } => "leave that out; to recover further, set wal_level = replica, restart the server, and take a new backup".into(),
             Self::TargetBeforeConsistency { .. } => format!("take an older set (`{lockstep} list`) or a later target"),
             Self::StoredRaw { .. } => "restore all of the set with --as zfs --dataset POOL/PATH, and load the key there".into(),
+            Self::PoolLacksFeature { pool, lacking } => {
+                let commands: Vec<_> = lacking.iter().map(|name| format!("`zpool set feature@{name}=enabled {}`", quote(pool))).collect();
+                format!("{}; or restore into another pool, or --as files. Nothing was changed", commands.join(", "))
+            }
             Self::KeysNotLoaded { datasets } => {
                 let commands: Vec<_> = datasets.iter().map(|name| format!("`zfs load-key {}`", quote(name))).collect();
                 format!("{}, then run the same command with --delta: nothing is received twice", commands.join(", "))

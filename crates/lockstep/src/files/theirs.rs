@@ -10,7 +10,7 @@ use std::fs::{File, Permissions};
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, IFlags, Mode, OFlags, Uid};
@@ -27,6 +27,8 @@ const FILE: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
 /// The most links in one path, as the kernel counts them (MAXSYMLINKS).
 const MOST_LINKS: u32 = 40;
+/// The size of a hole in bytes: what file systems allocate at once, or a multiple of it.
+const HOLE: usize = 64 << 10;
 /// Larger than any configuration file, in bytes.
 const MOST: u64 = 64 << 20;
 
@@ -184,6 +186,38 @@ pub fn copy_owned(from: &Path, to: &Path, mode: u32, owner: Option<Credentials>)
     let mut file = Place::find(to)?.create()?;
     std::io::copy(&mut source, &mut file).map_err(Error::io("copy", from))?;
     finish(&file, to, mode, owner)
+}
+
+/// Copies a file, with holes where it is zero: mode 0600, synced. The unused rest of a WAL segment can be a gigabyte.
+///
+/// # Errors
+/// As [`copy_owned`].
+pub fn copy_with_holes(from: &Path, to: &Path) -> Result<()> {
+    let mut source = open_itself(from).map_err(Error::io("read", from))?;
+    let file = Place::find(to)?.create()?;
+    let mut block = vec![0; HOLE];
+    let mut copy = || -> std::io::Result<()> {
+        let mut size = 0;
+        loop {
+            let mut read = 0;
+            while read < block.len() {
+                match source.read(&mut block[read..])? {
+                    0 => break,
+                    more => read += more,
+                }
+            }
+            let found = &block[..read];
+            if found.is_empty() {
+                return file.set_len(size);
+            }
+            if found.iter().any(|byte| *byte != 0) {
+                file.write_all_at(found, size)?;
+            }
+            size += read as u64;
+        }
+    };
+    copy().map_err(Error::io("copy", from))?;
+    finish(&file, to, 0o600, None)
 }
 
 fn finish(file: &File, path: &Path, mode: u32, owner: Option<Credentials>) -> Result<()> {
@@ -432,6 +466,22 @@ mod tests {
             assert_eq!(mode(&folder.join("passfile")), 0o600, "in a folder of {of_folder:o}");
         }
         untouched(scratch.path());
+    }
+
+    #[test]
+    fn a_copy_with_holes_has_the_same_bytes() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (from, to) = (scratch.path().join("from"), scratch.path().join("to"));
+        for (begin, zeros, end) in [(0, 0, 0), (1, 0, 0), (HOLE, 40 * HOLE, 3), (7, 9 * HOLE, 0)] {
+            let bytes = [vec![1; begin], vec![0; zeros], vec![2; end]].concat();
+            std::fs::write(&from, &bytes).unwrap();
+            copy_with_holes(&from, &to).unwrap();
+            assert!(std::fs::read(&to).unwrap() == bytes, "{begin} {zeros} {end}");
+            let stored = to.metadata().unwrap().blocks() * 512;
+            assert!(stored <= (begin + end + 2 * HOLE) as u64, "{stored} of {}", bytes.len());
+        }
+        symlink(&from, scratch.path().join("link")).unwrap();
+        assert!(copy_with_holes(&scratch.path().join("link"), &to).is_err());
     }
 
     #[test]

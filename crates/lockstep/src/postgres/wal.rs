@@ -17,6 +17,7 @@ use pgfiles::wal_name::{WalFileName, WalSegment, WalSegmentSize};
 use pgfiles::wal_page::{self, WalPageError};
 
 use crate::error::{Error, Result};
+use crate::files::{copy_with_holes, create_directories, sync_directory};
 use crate::refusal::Refusal;
 
 /// What identifies a cluster's WAL.
@@ -190,26 +191,21 @@ pub fn copy(
     identity: WalIdentity,
     needed: &[WalSegment],
 ) -> Result<Option<String>> {
-    crate::files::create_directories(to)?;
+    create_directories(to)?;
     check(pg_wal, identity, needed)?;
     for segment in needed {
         let name = segment.file_name(identity.segment_size);
-        copy_file(&pg_wal.join(&name), &to.join(&name))?;
+        // Links in pg_wal aren't followed: the set is root's, and a restore gives it to os_user.
+        copy_with_holes(&pg_wal.join(&name), &to.join(&name))?;
     }
     let history = WalFileName::History(identity.timeline).file_name(identity.segment_size);
     let has_history = pg_wal.join(&history).exists();
     if has_history {
-        copy_file(&pg_wal.join(&history), &to.join(&history))?;
+        copy_with_holes(&pg_wal.join(&history), &to.join(&history))?;
     }
     check(to, identity, needed)?;
-    crate::files::sync_directory(to)?;
+    sync_directory(to)?;
     Ok(has_history.then_some(history))
-}
-
-/// Copies one file durably.
-fn copy_file(from: &Path, to: &Path) -> Result<()> {
-    // Links in pg_wal aren't followed: the set is root's, and a restore gives it to os_user.
-    crate::files::copy_owned(from, to, 0o600, None)
 }
 
 pub(crate) fn oldest(pg_wal: &Path, size: WalSegmentSize) -> Result<String> {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::volume::zfs::{DatasetName, Zfs};
+use sendstream::Features;
 
 /// Asks ZFS whether the datasets can be made below `asked` (`--dataset`), and whether those in `there` can be
 /// changed.
@@ -33,6 +34,7 @@ pub(super) fn check(
     settings(zfs, placement, there)?;
     own_keys(zfs, source, placement, there)?;
     keys(zfs, source, placement, there)?;
+    features(zfs, source, placement)?;
     for volume in &placement.volumes {
         if let Some(dataset) = volume.dataset.as_ref().filter(|dataset| !there.contains(dataset)) {
             zfs.mountpoint_for(dataset, &volume.mountpoint)?;
@@ -66,6 +68,35 @@ fn place(zfs: &Zfs, asked: &DatasetName, source: &Source) -> Result<()> {
             ),
         )),
     }
+}
+
+/// What a stream may need, and the feature of the pool without which `zfs receive` refuses it
+/// (recv_begin_check_feature_flags_impl in dmu_recv.c).
+const FEATURES: [(Features, &str); 4] = [
+    (Features::LARGE_BLOCKS, "large_blocks"),
+    (Features::LARGE_DNODE, "large_dnode"),
+    (Features::LONGNAME, "longname"),
+    (Features::LARGE_MICROZAP, "large_microzap"),
+];
+
+/// Checks that the pools have the features that the streams need.
+fn features(zfs: &Zfs, source: &Source, placement: &Placement) -> Result<()> {
+    let Source::Repository(from) = source else { return Ok(()) };
+    for volume in &placement.volumes {
+        let Some(dataset) = &volume.dataset else { continue };
+        let Some(shipped) = from.shipped_volume(volume).filter(|it| it.raw.is_none()) else {
+            continue;
+        };
+        let needed = Features(from.state(shipped)?.begin.features);
+        let needed = FEATURES.iter().filter(|(feature, _)| needed.contains(*feature));
+        let lacks = |name: &&str| zfs.lacks_feature(dataset.pool(), name);
+        let lacking: Vec<_> = needed.map(|(_, name)| *name).filter(lacks).collect();
+        if !lacking.is_empty() {
+            let pool = dataset.pool().to_owned();
+            return Err(Refusal::PoolLacksFeature { pool, lacking }.into());
+        }
+    }
+    Ok(())
 }
 
 /// Refuses a name that a clone would get and that exists: that dataset is somebody else's, whatever made it.

@@ -11,6 +11,7 @@ use crate::process::quote;
 use crate::progress::Progress;
 use crate::repository::ShippedVolume;
 use crate::steps;
+use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{DatasetName, Zfs};
 
 /// A volume that becomes a dataset.
@@ -85,18 +86,37 @@ impl Receiving<'_> {
             self.roll_back_unmounted(&base.name)?;
             steps::reached("restore.rolled-back")?;
         } else {
-            // zfs-fuse can't roll back an unmounted dataset; a ZFS that has keys can.
-            self.mount()?;
             build.older.is_changed.set(true);
-            zfs.rollback(&base.name)?;
+            self.roll_back_aside(&base.name)?;
         }
         let id = base.guid.to_string();
-        if id != self.shipped.delta {
-            self.receive_behind(&id)?;
+        let behind = if id == self.shipped.delta { Ok(()) } else { self.receive_behind(&id) };
+        if let (Err(_), false) = (&behind, self.has_data())
+            && let Err(error) = self.mount()
+        {
+            tracing::warn!(error = %error.chain(), "\"{dataset}\" stays unmounted");
         }
+        behind?;
         self.check()?;
         // If its key isn't loaded it stays parked: otherwise `zfs mount -a` would mount it once the key is loaded.
         self.mount()
+    }
+
+    /// Rolls back a dataset that may be mounted. When OpenZFS mounts a file system, or rolls back a mounted one, it
+    /// removes the files that were unlinked and still open in its snapshot (zfs_unlinked_drain in zfs_dir.c): a table
+    /// that was dropped while an idle session had it open. The dataset is modified then, and `zfs receive` refuses it.
+    fn roll_back_aside(&self, snapshot: &str) -> Result<()> {
+        let Self { build, dataset, .. } = *self;
+        let zfs = &build.cx.zfs;
+        let is_mounted = Mounts::read()?.iter().any(|mount| mount.is_of(dataset.as_str()));
+        match is_mounted.then(|| zfs.unmount(dataset)) {
+            None | Some(Ok(())) => self.roll_back_unmounted(snapshot),
+            // Somebody is in one of its folders, or another file system is mounted there.
+            Some(Err(error)) => {
+                tracing::debug!(error = %error.chain(), "\"{dataset}\" is rolled back mounted");
+                zfs.rollback(snapshot)
+            }
+        }
     }
 
     /// Rolls back a dataset that isn't mounted, and leaves it unmounted.
@@ -110,7 +130,7 @@ impl Receiving<'_> {
         }
         let rolled_back = zfs.rollback(snapshot);
         let unmounted = zfs.unmount(dataset);
-        if unmounted.is_err() {
+        if unmounted.is_err() && self.has_data() {
             control::hold(&build.placement.data)?;
         }
         rolled_back.and(unmounted)

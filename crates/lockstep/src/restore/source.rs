@@ -420,10 +420,14 @@ impl FromRepository {
         if shipped.raw.is_some() {
             return Ok(raw::segment(self, shipped)?.properties);
         }
+        Ok(self.state(shipped)?.properties)
+    }
+
+    /// Returns the state of a volume that isn't stored raw.
+    pub(super) fn state(&self, shipped: &ShippedVolume) -> Result<ImageState> {
         let descriptor =
-            strata::delta::read_descriptor(&self.repository.strata, &shipped.image, &shipped.delta)
-                .map_err(of_strata)?;
-        Ok(ImageState::of(&descriptor)?.properties)
+            strata::delta::read_descriptor(&self.repository.strata, &shipped.image, &shipped.delta);
+        ImageState::of(&descriptor.map_err(of_strata)?)
     }
 
     /// Returns the properties that all volumes have in common: they are set on the dataset above and inherited. Raw

@@ -221,7 +221,12 @@ impl<'a> Bases<'a> {
             bases.extend(self.zfs.bases(older)?);
         }
         if !is_found(&bases) {
+            // Of all that is there, somebody's redaction bookmarks may have the GUID of a set's snapshot.
             bases = self.zfs.bases_of(&volume.dataset)?;
+            bases.retain(|base| {
+                let is_asked = base.name.contains('#') && before(base) && known(base);
+                !(is_asked && self.zfs.is_redaction(&base.name))
+            });
         }
         bases.retain(before);
         // Pages can be compared with a snapshot, but not with a bookmark of it.

@@ -343,6 +343,14 @@ impl Zfs {
         said.is_ok_and(|said| said.stdout.trim() == "on")
     }
 
+    /// Whether a pool has a feature switched off. A ZFS that doesn't know the feature can't say so.
+    #[must_use]
+    pub fn lacks_feature(&self, pool: &str, feature: &str) -> bool {
+        let property = format!("feature@{feature}");
+        let said = Program::new("zpool").args(["list", "-H", "-o", &property, pool]).run();
+        said.is_ok_and(|said| said.stdout.trim() == "disabled")
+    }
+
     /// Returns what ZFS says of a pool's blocks that can't be read back, if there are any.
     ///
     /// # Errors

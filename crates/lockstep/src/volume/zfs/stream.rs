@@ -203,6 +203,14 @@ impl Zfs {
         Ok(bases)
     }
 
+    /// Whether a bookmark is one of `zfs redact`: an increment from it also has what was redacted, in an order of its
+    /// own (dmu_redact.c). A ZFS that doesn't know the property has no such bookmarks.
+    #[must_use]
+    pub fn is_redaction(&self, bookmark: &str) -> bool {
+        let said = self.run(["get", "-H", "-o", "value", "redact_snaps", bookmark]);
+        said.is_ok_and(|said| !["", "-"].contains(&said.stdout.trim()))
+    }
+
     /// Names of snapshots and bookmarks, one per line.
     fn list_bases(&self, datasets: &[DatasetName]) -> Result<String> {
         if datasets.is_empty() {
