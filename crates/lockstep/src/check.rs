@@ -75,12 +75,11 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             all.push(programs::check(cx, survey.facts.control.major_version()));
             let datasets: Vec<_> =
                 survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
-            all.extend(sets::strangers(unfinished::strangers(cx, &datasets)?, cx.state.owner()));
-            all.extend(leftovers::strays(
-                &strays::find(cx, &datasets)?,
-                &datasets,
-                cx.state.owner(),
-            ));
+            let owner = cx.state.owner();
+            let strangers = unfinished::strangers(cx, &datasets);
+            all.extend(or_failure(strangers.map(|found| sets::strangers(found, owner))));
+            let strays = strays::find(cx, &datasets);
+            all.extend(or_failure(strays.map(|found| leftovers::strays(&found, &datasets, owner))));
         }
         Err(error) => all.push(failure("layout", &error)),
     }
@@ -91,9 +90,9 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
     all.extend(sets::here(cx)?);
     all.extend(cx.cluster.repositories.iter().flat_map(|name| sets::in_repository(cx, name)));
     all.extend(copies::find(cx));
-    all.extend(leftovers::find(cx)?);
+    all.extend(or_failure(leftovers::find(cx)));
     all.extend(leftovers::of_no_cluster(cx)?);
-    all.extend(of_clones(cx)?);
+    all.extend(or_failure(of_clones(cx)));
     if let Err(error) = cx.os_user() {
         all.push(failure("os_user", &error));
     }
@@ -190,6 +189,11 @@ fn wrong(subject: &str, what: impl Into<String>, hint: impl Into<String>) -> Fin
 
 fn failure(subject: &str, error: &Error) -> Finding {
     finding(Severity::Error, subject, error.chain(), error.hint())
+}
+
+/// A journal that can't be read doesn't hide what else there is.
+fn or_failure(found: Result<Vec<Finding>>) -> Vec<Finding> {
+    found.unwrap_or_else(|error| vec![failure(leftovers::SUBJECT, &error)])
 }
 
 /// Checks that a standby follows; a pure function.
@@ -399,17 +403,17 @@ fn of_archive_failed(name: &str) -> Finding {
 }
 
 fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
-    Ok(clone::list(cx)?
-        .into_iter()
-        .filter(|record| record.is_running(&cx.zfs) == Some(false))
-        .map(|record| {
-            warning(
-                "clones",
-                format!("clone \"{}\" doesn't run", record.name),
-                clone::destroy_command(&record.name, false),
-            )
-        })
-        .collect())
+    let (records, unread) = clone::list(cx)?;
+    let unread = unread.iter().map(|(_, error)| failure("clones", error));
+    let stopped = records.iter().filter(|record| record.is_running(&cx.zfs) == Some(false));
+    let stopped = stopped.map(|record| {
+        warning(
+            "clones",
+            format!("clone \"{}\" doesn't run", record.name),
+            clone::destroy_command(&record.name, false),
+        )
+    });
+    Ok(unread.chain(stopped).collect())
 }
 
 #[cfg(test)]

@@ -260,17 +260,32 @@ fn remember(create: &Create, restored: &Restored, made: &RestoreJournal) -> Resu
     })
 }
 
-/// Returns the clones of the cluster, by name.
+/// A clone whose record can't be read, by its name, and why.
+pub type Unread = (String, Error);
+
+/// Returns the clones of the cluster, by name, and those whose records can't be read.
 ///
 /// # Errors
-/// When a record can't be read.
-pub fn list(cx: &Context) -> Result<Vec<Record>> {
-    let mut all: Vec<Record> = journal::read_all(&cx.state.path("clones"))?
-        .into_iter()
-        .map(|(_, record)| record)
-        .collect();
+/// When the records can't be listed.
+pub fn list(cx: &Context) -> Result<(Vec<Record>, Vec<Unread>)> {
+    let (all, unread) = journal::read_each::<Record>(&cx.state.path("clones"))?;
+    let mut all: Vec<Record> = all.into_iter().map(|(_, record)| record).collect();
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    let unread = unread.into_iter().map(|(path, error)| {
+        let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        let error = unknown(&name, &error).with_hint(format!(
+            "its server may still run: {} finds it by the marks of its datasets",
+            destroy_command(&name, false)
+        ));
+        (name, error)
+    });
+    let mut unread: Vec<_> = unread.collect();
+    unread.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok((all, unread))
+}
+
+fn unknown(name: impl Display, error: &Error) -> Error {
+    Error::failed(format!("the record of clone \"{name}\" can't be read: {}", error.chain()))
 }
 
 /// Stops a clone's server and removes everything of it. `is_lost`: also for a clone that another state_dir made, or
@@ -281,16 +296,22 @@ pub fn list(cx: &Context) -> Result<Vec<Record>> {
 pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     unfinished::remove(cx)?;
     let path = record_path(cx, name);
-    let found = list(cx)?.into_iter().find(|record| record.name == *name);
-    let record = match found {
-        Some(record) => record,
-        None => {
-            let record = lost::record(cx, name, is_lost)?.ok_or_else(|| {
-                Error::usage(
-                    format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
-                    format!("`{} clone list` shows those that are there", lockstep()),
-                )
-            })?;
+    let record = match journal::read::<Record>(&path) {
+        Ok(Some(record)) if record.name == *name => record,
+        Err(error @ Error::Io { .. }) => return Err(error),
+        // A damaged record says as little as none.
+        other => {
+            let damaged = other.err();
+            let record = match (lost::record(cx, name, is_lost)?, damaged) {
+                (Some(record), _) => record,
+                (None, Some(_)) if is_lost => {
+                    tracing::warn!(
+                        "no dataset of clone \"{name}\" was found: its record is removed"
+                    );
+                    return files::remove_file(&path);
+                }
+                (None, damaged) => return Err(none(cx, name, damaged.as_ref())),
+            };
             // From here on the clone is known: after an interruption the next attempt resumes.
             journal::write(&path, &record)?;
             record
@@ -321,6 +342,20 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     files::remove_file(&path)?;
     unfinished::remove_lock(cx, &record.made.id);
     steps::reached("clone.destroy-done")
+}
+
+/// Returns the error for a clone of which nothing was found; `damaged` is what is wrong with its record.
+fn none(cx: &Context, name: &CloneName, damaged: Option<&Error>) -> Error {
+    match damaged {
+        None => Error::usage(
+            format!("cluster \"{}\" has no clone \"{name}\"", cx.name),
+            format!("`{} clone list` shows those that are there", lockstep()),
+        ),
+        Some(error) => unknown(name, error).with_hint(format!(
+            "none of its datasets is on the pools that are imported; if all of its pools are, or are gone for good: {} removes the record",
+            destroy_command(name, true)
+        )),
+    }
 }
 
 /// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them. A

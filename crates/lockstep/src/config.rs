@@ -9,6 +9,7 @@
 
 mod repository;
 mod retention;
+pub(crate) mod table;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ pub use repository::{
     Cloud, EncryptedDatasets, IoClass, Place, RepositoryConfig, parse_bytes, parse_most_bytes,
 };
 pub use retention::RetentionConfig;
+use table::from_tables;
 
 use crate::error::{Error, Result};
 use crate::names::{ClusterName, RepositoryName};
@@ -30,7 +32,7 @@ pub const DEFAULT_PATH: &str = "/etc/lockstep/lockstep.toml";
 
 /// The whole file.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct Config {
     /// Where Lockstep keeps its own state: manifests, locks, the set's WAL.
     #[serde(default = "default_state_dir")]
@@ -47,7 +49,7 @@ pub struct Config {
 
 /// One PostgreSQL cluster.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct ClusterConfig {
     /// The data directory, as PostgreSQL's own `data_directory`.
     pub data_directory: PathBuf,
@@ -122,7 +124,7 @@ impl ClusterConfig {
 
 /// Settings of throwaway servers.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct CloneConfig {
     /// Where their folders are made; `STATE_DIR/clusters/CLUSTER/clone-data` if left out.
     pub directory: Option<PathBuf>,
@@ -140,6 +142,8 @@ impl Default for CloneConfig {
         Self { directory: None, settings: default_clone_settings(), writable: Vec::new() }
     }
 }
+
+from_tables!(Config, Fragment, ClusterConfig, CloneConfig);
 
 /// Which strategy a backup is to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize, clap::ValueEnum)]
@@ -345,7 +349,7 @@ impl Config {
 
 /// A file in the folder beside the configuration.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 struct Fragment {
     #[serde(default)]
     clusters: BTreeMap<String, ClusterConfig>,

@@ -83,6 +83,17 @@ pub enum Error {
         /// What to do, if more is known than the reason says.
         hint: Option<String>,
     },
+    /// A repository's store failed on an object, for now or for good: nothing says that the object is damaged or gone.
+    #[error("{what}")]
+    Store {
+        /// What failed, with the object.
+        what: String,
+        /// What to do.
+        hint: Option<String>,
+        /// The store's own reason.
+        #[source]
+        source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    },
     /// Anything else, with a hint if there is one.
     #[error("{what}")]
     Failed {
@@ -139,6 +150,9 @@ impl Error {
             Self::Failed { what, source, .. } => {
                 Ok(Self::Failed { what, hint: Some(joined), source })
             }
+            Self::Store { what, source, .. } => {
+                Ok(Self::Store { what, hint: Some(joined), source })
+            }
             Self::Command { error, .. } => Ok(Self::Command { error, hint: Some(joined) }),
             Self::Sql { what, source, .. } => Ok(Self::Sql { what, source, hint: Some(joined) }),
             Self::Io { verb, path, source, .. } => {
@@ -160,6 +174,12 @@ impl Error {
         match self {
             Self::Failed { what, hint, source: None } => {
                 Self::Failed { what, hint, source: Some(cause) }
+            }
+            Self::Store { what, hint, source: None } => {
+                Self::Store { what, hint, source: Some(cause) }
+            }
+            Self::Store { .. } => {
+                Self::Store { what: self.chain(), hint: self.hint(), source: Some(cause) }
             }
             Self::Failed { .. } | Self::Command { .. } | Self::Sql { .. } | Self::Io { .. } => {
                 Self::Failed { what: self.chain(), hint: self.hint(), source: Some(cause) }
@@ -217,7 +237,11 @@ impl Error {
             Self::Refused(_) => 4,
             Self::Locked { .. } | Self::PlaceInUse { .. } => 11,
             Self::Interrupted { .. } => 130,
-            Self::Command { .. } | Self::Sql { .. } | Self::Io { .. } | Self::Failed { .. } => 1,
+            Self::Command { .. }
+            | Self::Sql { .. }
+            | Self::Io { .. }
+            | Self::Store { .. }
+            | Self::Failed { .. } => 1,
         }
     }
 
@@ -234,7 +258,7 @@ impl Error {
                 "wait for it to end; the lease of a host that is lost goes when it has expired"
                     .into(),
             ),
-            Self::Failed { hint, .. } => hint.clone(),
+            Self::Store { hint, .. } | Self::Failed { hint, .. } => hint.clone(),
             Self::Command { hint: hint @ Some(_), .. }
             | Self::Sql { hint: hint @ Some(_), .. }
             | Self::Io { hint: hint @ Some(_), .. } => hint.clone(),

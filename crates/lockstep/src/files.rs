@@ -267,7 +267,11 @@ pub fn keep_private(path: &Path) -> Result<()> {
     if mode & 0o7777 == 0o700 {
         return Ok(());
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(Error::io("chmod", path))
+    match fs::set_permissions(path, fs::Permissions::from_mode(0o700)) {
+        // It can still be looked at, and nothing new comes into it.
+        Err(e) if e.kind() == std::io::ErrorKind::ReadOnlyFilesystem => Ok(()),
+        other => other.map_err(Error::io("chmod", path)),
+    }
 }
 
 #[cfg(test)]

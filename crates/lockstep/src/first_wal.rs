@@ -32,6 +32,9 @@ pub fn find(cx: &Context) -> Result<String> {
         let repository = repository::open(cx, name)?;
         let (sets, damaged) = repository.sets()?;
         if let Some((set, error)) = damaged.into_iter().next() {
+            if matches!(error, Error::Store { .. }) {
+                return Err(error);
+            }
             let ways = unread::ways_out(&set, Some(name));
             let ways = format!("if its manifest can't be repaired, {ways}");
             return Err(error.and_hint(&ways).unwrap_or_else(|error| error));

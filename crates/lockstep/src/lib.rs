@@ -37,6 +37,7 @@ pub mod ship;
 mod side_by_side;
 pub mod steps;
 pub mod survey;
+mod threads;
 mod view;
 pub mod volume;
 pub mod words;

@@ -8,9 +8,9 @@
 //! next command has undone what it found. So such a `zfs` holds the lock too ([`Lock::file`]), and the next command
 //! waits for it.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, OpenOptions, Permissions};
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -215,14 +215,23 @@ fn process_in(locks: &str, device: u64, inode: u64) -> Option<u32> {
     held.max_by_key(|(is_exact, _)| *is_exact).map(|(_, process)| process)
 }
 
+/// Whoever can open the file, if only for reading, can hold its lock, and stop all backups. So nobody else can; older
+/// versions let others read it.
 fn open(path: &Path) -> Result<File, LockError> {
-    OpenOptions::new()
+    let opened = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
         .truncate(false)
+        .mode(0o600)
         .open(path)
-        .map_err(|e| LockError::Failed(Error::io("open", path)(e)))
+        .and_then(|file| {
+            if file.metadata()?.mode() & 0o077 != 0 {
+                file.set_permissions(Permissions::from_mode(0o600))?;
+            }
+            Ok(file)
+        });
+    opened.map_err(|e| LockError::Failed(Error::io("open", path)(e)))
 }
 
 fn is_still_at(file: &File, path: &Path) -> bool {
@@ -258,6 +267,19 @@ mod tests {
         );
         drop(first);
         assert!(Lock::take(&path, "backup").is_ok());
+    }
+
+    #[test]
+    fn nobody_else_can_open_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("lock");
+        let mode = || std::fs::metadata(&path).unwrap().mode() & 0o777;
+        drop(Lock::take(&path, "backup").unwrap());
+        assert_eq!(mode(), 0o600);
+        // As an older version made it.
+        std::fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        drop(Lock::take(&path, "backup").unwrap());
+        assert_eq!(mode(), 0o600);
     }
 
     #[test]

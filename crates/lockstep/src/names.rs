@@ -206,6 +206,12 @@ pub fn random_characters<const N: usize>() -> error::Result<String> {
     Ok(bytes.iter().map(|b| char::from(DIGITS[usize::from(b % 32)])).collect())
 }
 
+/// Whether a text is what [`random_characters`] returns for this `N`.
+#[must_use]
+pub fn are_random_characters<const N: usize>(text: &str) -> bool {
+    text.len() == N && text.bytes().all(|byte| DIGITS.contains(&byte))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -243,7 +249,8 @@ mod tests {
     fn random_characters_are_legal_everywhere() {
         let made = random_characters::<64>().unwrap();
         assert_eq!(made.len(), 64);
-        assert!(made.bytes().all(|byte| DIGITS.contains(&byte)), "{made}");
+        assert!(are_random_characters::<64>(&made), "{made}");
+        assert!(!are_random_characters::<64>(&made[1..]) && !are_random_characters::<1>("w"));
         assert_ne!(random::<16>().unwrap(), random::<16>().unwrap());
         assert_eq!(random_suffix().unwrap().len(), 4);
     }

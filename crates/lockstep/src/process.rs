@@ -436,7 +436,11 @@ impl<P> Piped<P> {
         spawning.stdin(stdin).stdout(stdout).stderr(Stdio::piped());
         let mut child = spawning.spawn().map_err(|source| program.start_error(source))?;
         let stderr = child.stderr.take();
-        let stderr = std::thread::spawn(move || stderr.map(read_tail).unwrap_or_default());
+        let read = move || stderr.map(read_tail).unwrap_or_default();
+        let stderr = std::thread::Builder::new().spawn(read).map_err(|source| {
+            let _ = child.kill().and_then(|()| child.wait());
+            CommandError::Lost { command: command.clone(), source }
+        })?;
         Ok(Self { child, command, pipe: None, stderr: Some(stderr) })
     }
 

@@ -200,16 +200,24 @@ pub fn of_strata(error: strata::Error) -> Error {
         }),
         error => error.hint().map(str::to_owned),
     };
-    let failed = Error::failed(error.to_string());
+    let is_store_failure = error.is_store_failure();
+    let failed = match is_store_failure {
+        true => Error::Store { what: error.to_string(), hint: None, source: None },
+        false => Error::failed(error.to_string()),
+    };
     let failed = match std::error::Error::source(&error) {
         Some(source) => failed.because(error::kept(source)),
         None => failed,
     };
     match hint {
         Some(hint) => failed.with_hint(hint),
+        None if is_store_failure => failed.with_hint(STORE_FAILED),
         None => failed,
     }
 }
+
+/// What to do if a store fails and nothing more is known.
+pub(crate) const STORE_FAILED: &str = "this says nothing about the object: look at what holds the repository (its disk, its mount, its server), and run the command again";
 
 fn no_deltas(image: &str, delta: &str) -> Error {
     Error::failed(format!("the chain of \"{image}\" to \"{delta}\" has no deltas"))

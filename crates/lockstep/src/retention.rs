@@ -21,6 +21,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Deserialize;
 use wildmatch::WildMatch;
 
+use crate::config::table::from_tables;
 use crate::context::lockstep;
 use crate::names::SetId;
 
@@ -72,14 +73,14 @@ pub fn newest_damaged<I, E>(
 #[must_use]
 pub fn ahead_hint(id: &str, place: &str) -> String {
     format!(
-        "the clock was wrong when it was taken: no rule counts it, and it stays until then. Is the clock right now? To be rid of it, once a newer backup is there: {} prune {place} --set {id}",
+        "is this host's clock right now (`date -u`)? If it isn't, set it, and nothing is wrong with the set. If it is, the clock was wrong when the set was taken: no rule counts it, and it stays until then; to be rid of it, once a newer backup is there: {} prune {place} --set {id}",
         lockstep()
     )
 }
 
 /// Which sets to keep.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(remote = "Self", deny_unknown_fields, default)]
 pub struct Policy {
     /// How many of the newest sets.
     pub last: u32,
@@ -98,6 +99,8 @@ pub struct Policy {
     /// Sets whose label or id matches one of these: `*` stands for any text, `?` for any character.
     pub keep: Vec<String>,
 }
+
+from_tables!(Policy);
 
 impl Policy {
     /// Checks whether it could remove every set. `keep` alone could: nobody knows whether any set will have such a

@@ -11,6 +11,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::error::{Error, Result};
+use crate::threads;
 
 /// A piece of work.
 #[derive(Debug)]
@@ -73,7 +74,10 @@ pub(crate) fn side_by_side<T: Send, R: Send, All>(
     };
     let rest = std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| progressing.work(limits, &one));
+            if let Err(error) = threads::start(scope, || progressing.work(limits, &one)) {
+                progressing.locked().failed = Some(error);
+                break;
+            }
         }
         let rest = rest(&progressing);
         // If it failed, what still runs is for nothing.

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 use support::by_hand::{ByHand, write_as_postgres};
 use support::checker::{Checker, Verdict};
 use support::cluster::{Cluster, Stop};
+use support::faults::assert_said;
 use support::fixture::{Fixture, free_port};
 use support::layout::two_pools_four_datasets;
 use support::ledger::{Expected, Ledger, Row, Wrong, judge};
@@ -205,6 +206,17 @@ fn swapped_snapshot_is_refused() {
         "{}",
         refused.describe()
     );
+
+    // Nor are another set's files shown as this one's; the other volumes are still the set's own.
+    let oid =
+        fixture.cluster.value("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 'ts1'");
+    let (folder, file) =
+        (format!("tablespaces/{oid}"), format!("{}:tablespaces/{oid}/x", older.id));
+    for arguments in [&["ls", &older.id, &folder][..], &["cat", &file]] {
+        let refused = lockstep.expect(exit::REFUSED, arguments);
+        assert_said(&refused, &["isn't the one of set", &belongs.guid, &foreign.guid, "hint: "]);
+    }
+    lockstep.expect(exit::DONE, &["ls", &older.id, "data"]);
 
     // The newer set now lacks its snapshot; that must not be covered up.
     let incomplete = lockstep.run(&["restore", &newer.id, "--to", to]);

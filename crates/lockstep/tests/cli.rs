@@ -162,6 +162,19 @@ fn what_nobody_reads_and_what_is_gone() {
     assert_eq!(damaged[0]["set"], json!(set));
     assert_said(&lockstep.expect(exit::PROBLEMS, &["show", &set]), &[gone]);
     lockstep.expect(exit::DONE, &["show", "latest"]);
+
+    // So is one of whose own files something is gone; whether it was changed is seen where it is read.
+    let newest = lockstep.sets()[1].clone();
+    let label = fixture.state.join("clusters/main/sets").join(&newest).join("backup_label");
+    let mut bytes = fs::read(&label).expect("it is there");
+    fs::write(&label, "").expect("the test may");
+    let said = ["set ", &newest, "is damaged", "backup_label", "hint: "];
+    for arguments in [&["list"][..], &["show", "latest"], &["show", "latest", "--json"]] {
+        assert_said(&lockstep.expect(exit::PROBLEMS, arguments), &said);
+    }
+    bytes[0] ^= 1;
+    fs::write(&label, bytes).expect("the test may");
+    assert_said(&lockstep.expect(exit::PROBLEMS, &["show", "latest"]), &said);
 }
 
 #[test]

@@ -471,6 +471,16 @@ fn what_nobody_here_knows_is_named() {
     }
     let checked = lockstep.expect(exit::DONE, &["check"]);
     assert!(!checked.stdout.contains("this state_dir"), "{}", checked.describe());
+    // A damaged journal doesn't hide what else there is.
+    for folder in ["unfinished", "removals", "restores"] {
+        let journal = fixture.state.join("clusters/main").join(folder).join("damaged.json");
+        fs::write(&journal, "").expect("the test may");
+        let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+        for words in ["damaged.json\" is damaged", "connection: PostgreSQL", "space: "] {
+            assert!(checked.stdout.contains(words), "{folder}: {}", checked.describe());
+        }
+        fs::remove_file(&journal).expect("it is there");
+    }
     // One that is running is known.
     let made = lockstep.clone_create("dev", &[]);
     let checked = lockstep.expect(exit::DONE, &["check"]);
@@ -577,10 +587,24 @@ fn a_clone_that_state_dir_has_forgotten() {
         is_whole();
     };
     named("lockstep clone destroy dev");
+    // A damaged record knows as little, and hides nothing else.
+    let record = state.join("clones/dev.json");
+    fs::write(&record, "").expect("it can be written");
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    let datasets = fixture.clones();
+    let names = datasets.iter().map(|clone| clone.name.as_str());
+    for words in names.chain(["the record of clone \"dev\" can't be read", "connection: "]) {
+        assert!(checked.stdout.contains(words), "{words}: {}", checked.describe());
+    }
+    let listed = lockstep.expect(exit::PROBLEMS, &["--json", "clone", "list"]);
+    assert_said(&listed, &["clones/dev.json\" is damaged", "hint: ", "clone destroy dev"]);
+    assert_eq!(json_of(&listed)["damaged"][0]["name"], "dev");
+    is_whole();
+    fs::remove_file(&record).expect("it is there");
     // Another state_dir is another owner.
     let owner = fixture.state.join("owner");
     let own = fs::read(&owner).expect("it has a name");
-    fs::write(&owner, "another\n").expect("it can be written");
+    fs::write(&owner, "anotherstatedir0\n").expect("it can be written");
     named("lockstep clone destroy dev --lost");
     let refused = lockstep.expect(exit::USAGE, &["clone", "destroy", "dev"]);
     assert_said(&refused, &["by another state_dir", "lockstep clone destroy dev --lost"]);
@@ -603,8 +627,17 @@ fn a_clone_that_state_dir_has_forgotten() {
         let (original, _) = clone.origin.split_once('@').expect("a snapshot");
         zfs(&["promote", original]);
     }
+    fs::write(&record, "{").expect("it can be written");
     lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
     assert_nothing_remains(&fixture, &[], "it is a clone again, and was destroyed");
+    fs::write(&record, "{").expect("it can be written");
+    let refused = lockstep.expect(exit::FAILED, &["clone", "destroy", "dev"]);
+    assert_said(
+        &refused,
+        &["dev.json\" is damaged", "clone destroy dev --lost removes the record"],
+    );
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev", "--lost"]);
+    assert!(!record.exists());
 
     // As older versions made them, without a random mark.
     for is_known in [true, false] {

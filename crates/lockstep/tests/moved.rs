@@ -213,6 +213,10 @@ fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
 
     // Its own id is lost.
     fs::remove_file(fixture.state.join("owner")).expect("it is there");
+    let refused = lockstep.expect(exit::FAILED, &["prune", "--local"]);
+    assert_said(&refused, &["owner\" is missing", &format!("echo {}", own.trim())]);
+    // It begins anew with another one.
+    fs::write(fixture.state.join("owner"), "0123456789abcdef\n").expect("it can be written");
     lockstep.expect(exit::DONE, &["adopt", &second]);
     let new = owner(&fixture.state);
     assert!(owners(&second).iter().all(|found| found == new.trim()), "{:?}", owners(&second));

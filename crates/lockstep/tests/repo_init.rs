@@ -323,6 +323,19 @@ fn keys_are_rotated_and_the_last_one_stays() {
     lockstep.expect(exit::DONE, &["repo", "key", "remove", &first]);
     lockstep.expect(exit::DONE, &["repo", "init"]);
     desk.with(&old).expect(exit::USAGE, &["repo", "init"]);
+
+    // One that is damaged can be removed, too, and only that ends what is said of it.
+    let added = ["repo", "key", "add", "r", "--new-key-file", &desk.key("old", 1)];
+    let added = lockstep.json(&added)["added"].clone();
+    let third = added.as_str().expect("a key has an id");
+    let object = desk.repository().join(format!("keys/{third}.json"));
+    let object = fs::OpenOptions::new().write(true).open(object).expect("it is there");
+    object.set_len(60).expect("the test may");
+    let remove = format!("lockstep repo key remove {third} r");
+    says(&lockstep.expect(exit::PROBLEMS, &["repo", "key", "list"]), &["is damaged", &remove]);
+    lockstep.expect(exit::DONE, &["repo", "key", "remove", third]);
+    lockstep.expect(exit::DONE, &["repo", "key", "list"]);
+    assert_eq!(keys(&lockstep).len(), 1);
 }
 
 /// If somebody made another repository over it, the old one can be put back: the key that opens the sets stays.

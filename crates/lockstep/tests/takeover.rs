@@ -214,7 +214,9 @@ fn the_server_s_user_comes_to_where_it_is_restored() {
     }
     let closed = fixture.root().join("closed");
     fs::create_dir_all(closed.join("in")).expect("folders can be made");
-    fs::set_permissions(&closed, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    for folder in [&closed, &closed.join("in")] {
+        fs::set_permissions(folder, fs::Permissions::from_mode(0o700)).expect("it is ours");
+    }
     let open = fixture.target("open");
     let place = format!("ts2={}", closed.join("in/ts").display());
     for form in [&[][..], &FILES, &["--dry-run"]] {
@@ -223,7 +225,7 @@ fn the_server_s_user_comes_to_where_it_is_restored() {
         {
             let more = [form, &more].concat();
             let outcome = lockstep.expect(exit::USAGE, &restore_arguments(&set, &to, &more));
-            let hint = format!("hint: chmod o+x {}", closed.display());
+            let hint = format!("hint: chmod o+x {0} {0}/in, or", closed.display());
             assert_said(&outcome, &["postgres can't enter it", text(&closed), &hint]);
             assert!(!to.exists(), "{}", outcome.describe());
         }

@@ -168,6 +168,12 @@ impl Error {
         matches!(self, Error::Store(error) if error.kind == crate::store::StoreErrorKind::NotFound)
     }
 
+    /// Whether the store failed on an object, which says nothing about the object itself.
+    pub fn is_store_failure(&self) -> bool {
+        use crate::store::StoreErrorKind::{NotFound, TooLarge};
+        matches!(self, Error::Store(error) if !matches!(error.kind, NotFound | TooLarge))
+    }
+
     /// Returns what to do about it, if there is something.
     pub fn hint(&self) -> Option<&'static str> {
         Some(match self {

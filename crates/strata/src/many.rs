@@ -32,8 +32,11 @@ pub fn read_many<T: Sync, R: Send, E>(
         match part {
             [_] => work(),
             _ => std::thread::scope(|scope| {
-                for _ in 0..AT_ONCE.min(part.len()) {
-                    scope.spawn(work);
+                let mut starts = (0..AT_ONCE.min(part.len()))
+                    .map(|_| std::thread::Builder::new().spawn_scoped(scope, work));
+                // If the system starts no more threads, this one does the rest.
+                if starts.any(|started| started.is_err()) {
+                    work();
                 }
             }),
         }

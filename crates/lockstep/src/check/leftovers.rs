@@ -15,7 +15,7 @@ use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, NO_MANIFEST};
 use crate::volume::zfs::{Away, DatasetName, Made};
 
-const SUBJECT: &str = "unfinished";
+pub(super) const SUBJECT: &str = "unfinished";
 
 /// Returns a finding for each journal whose command isn't running any more.
 pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {

@@ -52,7 +52,7 @@ impl Clone {
     pub(super) fn run(&self, cx: &Context, json: bool) -> Result<Done> {
         match &self.command {
             Command::Create(arguments) => return create(cx, arguments, json),
-            Command::List => list(cx, json)?,
+            Command::List => return list(cx, json),
             Command::Destroy { name, lost } => {
                 let name = parse_name(name)?;
                 clone::destroy(cx, &name, *lost)?;
@@ -101,15 +101,29 @@ fn create(cx: &Context, arguments: &Create, json: bool) -> Result<Done> {
     Ok(say_problems(&problems))
 }
 
-fn list(cx: &Context, json: bool) -> Result<()> {
-    let records = clone::list(cx)?;
+/// Lists the clones; those whose records can't be read are named on stderr and cause exit code 3.
+fn list(cx: &Context, json: bool) -> Result<Done> {
+    let (records, unread) = clone::list(cx)?;
     if json {
         let clones: Vec<_> = records.iter().map(|record| as_json(cx, record)).collect();
-        return output::print_json(&json!({"version": JSON_VERSION, "clones": clones}));
+        let damaged: Vec<_> =
+            unread.iter().map(|(name, e)| json!({"name": name, "error": e.chain()})).collect();
+        output::print_json(
+            &json!({"version": JSON_VERSION, "clones": clones, "damaged": damaged}),
+        )?;
+    } else {
+        print_table(cx, &records);
     }
+    for (_, error) in &unread {
+        output::error(error);
+    }
+    Ok(if unread.is_empty() { Done::Well } else { Done::WithProblems })
+}
+
+fn print_table(cx: &Context, records: &[Record]) {
     crate::steps::end_with_the_reader();
     let mut table = output::table(&["clone", "set", "made", "port", "state", "data directory"]);
-    for record in &records {
+    for record in records {
         table.add_row([
             record.name.to_string(),
             record.set.to_string(),
@@ -124,7 +138,6 @@ fn list(cx: &Context, json: bool) -> Result<()> {
         ]);
     }
     output::print_table(&table);
-    Ok(())
 }
 
 fn as_json(cx: &Context, record: &Record) -> Value {

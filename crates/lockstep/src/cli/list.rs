@@ -63,6 +63,15 @@ impl List {
                 let (sets, mut damaged) = cx.state.sets()?;
                 let (incomplete, own) = verify::look(cx, &sets)?;
                 damaged.extend(incomplete);
+                for set in &sets {
+                    if damaged.iter().all(|(id, _)| *id != set.set)
+                        && let Err(error) = verify::file_sizes(cx, set)
+                        // It may be removed at the same time.
+                        && cx.state.is_complete(set.set.as_str())
+                    {
+                        damaged.push((set.set.clone(), error));
+                    }
+                }
                 let mut listed = Vec::new();
                 let ids: Vec<_> = sets.iter().map(|set| &set.set).collect();
                 let known = notes::known_in(&cx.state, &ids)?;
@@ -261,7 +270,12 @@ impl Show {
             Some(_) => None,
         };
         let incomplete = match &there {
-            None => verify::incomplete(cx, std::slice::from_ref(&manifest))?,
+            None => {
+                let mut incomplete = verify::incomplete(cx, std::slice::from_ref(&manifest))?;
+                let damaged = verify::files(cx, &manifest).err();
+                incomplete.extend(damaged.map(|error| (manifest.set.clone(), error)));
+                incomplete
+            }
             Some(_) => Vec::new(),
         };
         let done = if incomplete.is_empty() { Done::Well } else { Done::WithProblems };
@@ -279,7 +293,8 @@ impl Show {
         }
         let label = match &there {
             _ if !manifest.files.contains_key("backup_label") => Vec::new(),
-            None => cx.state.read_set_file(&manifest, "backup_label")?,
+            // If it is damaged, that was said above.
+            None => cx.state.read_set_file(&manifest, "backup_label").unwrap_or_default(),
             Some((repository, _)) => {
                 let (mut label, set) = (Vec::new(), manifest.set.as_str());
                 files::content(repository, set, "backup_label", |_, bytes| {

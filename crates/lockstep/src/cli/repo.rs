@@ -231,7 +231,13 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
             let (slots, bad) = keys::list(&store)?;
             let fitting: Vec<_> = slots.iter().filter(|slot| ours(slot)).cloned().collect();
             show(&name, &fitting, json)?;
-            bad.iter().for_each(|(_, error)| output::error(error));
+            for (at, error) in bad.iter() {
+                let failed = Error::failed(error.chain());
+                output::error(&match keys::unread_hint(&name, at, error) {
+                    Some(hint) => failed.with_hint(hint),
+                    None => failed,
+                });
+            }
             if fitting.is_empty() && bad.is_empty() {
                 output::error(&keys::none_fits(&name, &format, &slots));
             }

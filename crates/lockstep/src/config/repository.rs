@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use serde::Deserialize;
 
 use super::absolute;
+use super::table::from_tables;
 
 /// A repository.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct RepositoryConfig {
     /// `file:///folder`, `s3://bucket/prefix`, `gs://bucket/prefix`, `az://container/prefix`.
     pub url: String,
@@ -63,6 +64,8 @@ pub struct RepositoryConfig {
     /// 25, or 0 with `immutable_days`, because the packs that it replaces couldn't be deleted yet.
     pub repack_below: Option<u8>,
 }
+
+from_tables!(RepositoryConfig);
 
 /// How datasets with ZFS encryption are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]

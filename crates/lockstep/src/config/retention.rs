@@ -8,11 +8,12 @@ use std::collections::BTreeMap;
 use jiff::tz::TimeZone;
 use serde::Deserialize;
 
+use super::table::from_tables;
 use crate::retention::Policy;
 
 /// Which sets are kept where.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(remote = "Self", deny_unknown_fields)]
 pub struct RetentionConfig {
     /// For the snapshots on this host.
     pub local: Option<Policy>,
@@ -24,6 +25,8 @@ pub struct RetentionConfig {
     /// The time zone of hours, days, weeks, months and years, such as `Europe/Berlin`; UTC if left out.
     pub timezone: Option<String>,
 }
+
+from_tables!(RetentionConfig);
 
 impl RetentionConfig {
     /// The policy of a repository.
@@ -98,6 +101,10 @@ mod tests {
             ("local = { keep = ['before-*'] }", "add last = 1"),
             ("local = { lst = 6 }", "lst"),
             ("locl = { last = 6 }", "locl"),
+            ("local = [1]", "invalid type: sequence, expected a table"),
+            ("local = []", "expected a table"),
+            ("repositories.far = [1]", "expected a table"),
+            ("repository = 7", "expected a table"),
             ("local = { last = -1 }", "-1"),
             ("local = { within = '0d' }", "0d"),
             ("local = { within = 'a week' }", "a week"),

@@ -1,6 +1,7 @@
 //! A set on this host: its snapshots, through `.zfs` or a temporary clone, and its own files.
 //!
-//! What could go wrong: a symbolic link in a snapshot leads to the live cluster, so none is followed.
+//! What could go wrong: a symbolic link in a snapshot leads to the live cluster, so none is followed. A snapshot or a
+//! dataset was renamed to the name of the set's, so each is identified by its GUID before it is looked into.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
@@ -19,6 +20,7 @@ use crate::plan::layout::PartKind;
 use crate::postgres::instance::PG_CONTROL;
 use crate::set::manifest::Manifest;
 use crate::set::own_files::{self, FrozenWal};
+use crate::set::verify;
 use crate::view::Views;
 
 /// Bytes that are read at a time.
@@ -54,6 +56,8 @@ impl<'a> Frozen<'a> {
         })?;
         let name = known.snapshot.clone();
         if !self.volumes.contains_key(&volume) {
+            // The name alone proves nothing: another snapshot or dataset may have been renamed to it.
+            verify::snapshot(self.cx, &self.manifest, known)?;
             let views = Views::open(self.cx, std::slice::from_ref(&name)).map_err(|error| {
                 let hint = "if a repository has the set, use --from repository";
                 Error::failed(format!("\"{}\" can't be looked into", known.snapshot))

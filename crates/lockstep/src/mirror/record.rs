@@ -432,7 +432,9 @@ impl Home {
         let state_dir = config.state_dir.clone();
         let zfs = Zfs::new();
         zfs.reachable(&state_dir)?;
+        files::create_open_directories(&state_dir)?;
         files::create_directories(&state_dir.join("mirrors"))?;
+        files::keep_private(&state_dir.join("mirrors"))?;
         let file = std::path::absolute(file).map_err(Error::io("find", file))?;
         Ok(Self {
             owner: crate::set::state::owner_of(&state_dir)?,

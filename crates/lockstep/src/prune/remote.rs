@@ -194,9 +194,20 @@ impl Choice<'_> {
         let left: Vec<_> =
             damaged.iter().map(|(set, _)| set).filter(|set| !is_named(set)).collect();
         if let Some(first) = left.first() {
+            // A set that the store failed on is most likely whole.
+            let failed = |(set, error): &&(String, Error)| {
+                left.contains(&set) && matches!(error, Error::Store { .. })
+            };
+            let gives_up = format!("`{} prune --repository {} --set", lockstep(), repository.name);
+            let way_out = match damaged.iter().find(failed) {
+                None => format!("{gives_up} {first}` gives one up"),
+                Some((set, _)) => format!(
+                    "The store failed on {set}, which says nothing about the set: run it again once the store works. Only if it never can be read again, {gives_up} {set}` gives it up"
+                ),
+            };
             problems.push(format!(
-                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. `{} prune --repository {} --set {first}` gives one up",
-                left.len(), lockstep(), repository.name
+                "{} of its sets can't be read: nothing is merged or collected, because nobody knows what they need. {way_out}",
+                left.len()
             ));
         }
         entries.extend(damaged.into_iter().map(|(set, error)| Entry {

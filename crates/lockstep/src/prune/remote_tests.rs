@@ -554,6 +554,36 @@ fn a_set_that_cannot_be_read_stays_and_nothing_is_merged() {
     assert_eq!(assert_whole(&memory, &history, "repaired"), [1, 3].map(set_id));
 }
 
+/// A store that fails on one object.
+struct FailsOn(Memory, String);
+
+impl Around for FailsOn {
+    fn inner(&self) -> &dyn Storage {
+        &self.0
+    }
+
+    fn get_small(&self, path: &str, most: u64) -> StoreResult<Bytes> {
+        match path == self.1 {
+            true => Err(StoreError::new("get", path, StoreErrorKind::Other)),
+            false => self.0.get_small(path, most),
+        }
+    }
+}
+
+/// Nothing says that such a set is damaged, so nobody is told to give it up.
+#[test]
+fn a_set_that_the_store_fails_on_is_to_be_read_again() {
+    let (memory, history) = filled(4);
+    let path = format!("clusters/main/sets/{}.json", set_id(1));
+    let failing = repository(Arc::new(FailsOn(memory.clone(), path.clone())));
+    let planned = plan(&failing, &policy("last = 1"), &[]).unwrap();
+    let [said] = &*planned.problems else { panic!("{:?}", planned.problems) };
+    assert!(said.contains("run it again once the store works. Only if it never can"), "{said}");
+    let (removed, done) = work(&failing, 0).run(&planned).unwrap();
+    assert_eq!((removed, done), ([0, 2].map(set_id).to_vec(), Done::default()));
+    assert_eq!(assert_whole(&memory, &history, "failed on"), [1, 3].map(set_id));
+}
+
 #[test]
 fn a_budget_leaves_the_rest_for_later() {
     let (memory, history) = filled(6);

@@ -7,10 +7,11 @@
 use std::collections::BTreeSet;
 
 use strata::check::{Begun, CheckOptions, Problem, Report, Run, Terms, Told, check_some, collect};
+use strata::error::with_causes;
 use strata::frame::Key;
 use strata::store::Store;
 
-use super::{Format, Repository, files, keys, lease, locks, of_strata, wrap};
+use super::{Format, Repository, STORE_FAILED, files, keys, lease, locks, of_strata, wrap};
 use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::words::{bytes, counted};
@@ -96,7 +97,7 @@ pub fn run(
     if !report.is_partial {
         let store = repository.strata.store();
         let format = Format::read(store, &repository.name)?;
-        findings.extend(of_keys(store, &format, repository.strata.key())?);
+        findings.extend(of_keys(store, &repository.name, &format, repository.strata.key())?);
         findings.extend(of_lease(repository)?);
         findings.extend(of_locks(repository));
     }
@@ -125,7 +126,10 @@ fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
 fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
     let harmful = report.problems.iter().map(|problem| Finding {
         severity: Severity::Error,
-        what: Error::failed(problem.error.to_string()).chain(),
+        what: match problem.error.is_store_failure() {
+            true => with_causes(&problem.error),
+            false => problem.error.to_string(),
+        },
         sets: problem.sets.clone(),
         hint: Some(what_mends(problem, name, here)),
     });
@@ -171,6 +175,9 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
     const MEANWHILE: &str = "don't restore these sets from here; all other sets still restore";
     if problem.sets.is_empty() {
         return "no set needs it".to_owned();
+    }
+    if problem.error.is_store_failure() {
+        return format!("{STORE_FAILED}; until then {MEANWHILE}");
     }
     let (set, lockstep) = (&problem.set, lockstep());
     let manifest = format!("sets/{set}.json");
@@ -232,36 +239,53 @@ fn of_sets(
         if !told(0, 0) {
             return Ok((findings, true));
         }
-        let what = match files::wrong(repository, id, files) {
+        let again = || {
+            format!(
+                "don't restore this set from here; `{} ship --full` stores it again, if it is still on its host",
+                lockstep()
+            )
+        };
+        let (what, hint) = match files::wrong(repository, id, files) {
             Ok(wrong) if wrong.is_empty() => continue,
-            Ok(wrong) => {
+            Ok(wrong) => (
                 format!(
                     "these files of set {id} aren't what its manifest says: {}",
                     wrong.join(", ")
+                ),
+                again(),
+            ),
+            Err(Error::Interrupted { .. }) => return Ok((findings, true)),
+            Err(error) => {
+                let what = format!("the files of set {id} can't be read: {}", error.chain());
+                (
+                    what,
+                    if matches!(error, Error::Store { .. }) {
+                        error.hint().unwrap_or_default()
+                    } else {
+                        again()
+                    },
                 )
             }
-            Err(Error::Interrupted { .. }) => return Ok((findings, true)),
-            Err(error) => format!("the files of set {id} can't be read: {}", error.chain()),
         };
         findings.push(Finding {
             severity: Severity::Error,
             what,
             sets: vec![id.to_owned()],
-            hint: Some(format!("don't restore this set from here; `{} ship --full` stores it again, if it is still on its host", lockstep())),
+            hint: Some(hint),
         });
     }
     Ok((findings, false))
 }
 
-fn of_keys(store: &Store, format: &Format, key: Option<&Key>) -> Result<Vec<Finding>> {
+fn of_keys(store: &Store, name: &str, format: &Format, key: Option<&Key>) -> Result<Vec<Finding>> {
     let (slots, bad) = keys::list(store)?;
     let mut findings: Vec<_> = bad
         .into_iter()
-        .map(|(_, error)| Finding {
+        .map(|(at, error)| Finding {
             severity: Severity::Warning,
             what: error.chain(),
             sets: Vec::new(),
-            hint: Some("whoever has only this key can't open the repository: add it again".into()),
+            hint: keys::unread_hint(name, &at, &error),
         })
         .collect();
     let others: Vec<_> = slots.iter().filter(|slot| !is_of(slot, format)).collect();
@@ -415,6 +439,14 @@ mod tests {
             "{some}"
         );
         assert!(of(&[]).contains("--set 20261126T2 --set 20261126T3` gives"));
+        // A store that fails, for now or for good, is no reason to give up a set.
+        for object in ["clusters/main/sets/20261126T200000Z.json", "clusters/main/packs/a"] {
+            let error = StoreError::new("get", object, StoreErrorKind::Other).into();
+            let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
+            let hint = what_mends(&Problem { set, sets, error }, "far", &[]);
+            assert!(hint.contains("run the command again"), "{hint}");
+            assert!(!hint.contains("prune") && !hint.contains("ship"), "{hint}");
+        }
     }
 
     #[test]

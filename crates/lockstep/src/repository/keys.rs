@@ -170,19 +170,24 @@ pub(super) fn unread(store: &Store, key: Option<&Key>) -> Result<Option<String>>
     Ok(None)
 }
 
-/// Removes a slot of an opened repository, except the last one, the one that `opened` it, or one of another data key
-/// while there is something that it may open.
+/// Removes a slot of an opened repository, except the last one, the one that `opened` it, or one that is damaged or of
+/// another data key while there is something that it may open.
 ///
 /// # Errors
-/// [`Error::Usage`] when there is no such slot or it must stay.
+/// [`Error::Usage`] when there is no such slot or it must stay; when the store fails.
 pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()> {
     let ours = |slot: &Slot| slot.fingerprint == opened.key.fingerprint();
-    let (slots, _) = list(store)?;
+    let (slots, bad) = list(store)?;
+    let is_it = |(at, _): &(String, Error)| *at == path(id);
     let Some(slot) = slots.iter().find(|slot| slot.id == id) else {
-        return Err(Error::usage(
-            format!("repository \"{name}\" has no key \"{id}\""),
-            format!("it has: {}", ids(&slots)),
-        ));
+        return match bad.into_iter().find(is_it) {
+            Some((_, error @ Error::Store { .. })) => Err(error),
+            Some((at, _)) => remove_damaged(store, name, &at, opened),
+            None => Err(Error::usage(
+                format!("repository \"{name}\" has no key \"{id}\""),
+                format!("it has: {}", ids(&slots)),
+            )),
+        };
     };
     if ours(slot) && slots.iter().filter(|slot| ours(slot)).count() < 2 {
         return Err(Error::usage(
@@ -221,6 +226,31 @@ pub fn remove(store: &Store, name: &str, id: &str, opened: &Opened) -> Result<()
         )));
     }
     Ok(())
+}
+
+/// Removes a slot that opens nothing any more. The one that opened the repository stays.
+fn remove_damaged(store: &Store, name: &str, at: &str, opened: &Opened) -> Result<()> {
+    if let Some(unread) = unread(store, Some(&opened.key.for_strata()))? {
+        return Err(Error::usage(
+            format!(
+                "\"{at}\" is damaged, and \"{unread}\" in repository \"{name}\" can't be read with the key that opens it"
+            ),
+            NOT_USELESS,
+        ));
+    }
+    store.delete(at).map_err(of_store)
+}
+
+/// Returns what to do about a slot that can't be read.
+pub(crate) fn unread_hint(name: &str, at: &str, error: &Error) -> Option<String> {
+    if let Error::Store { .. } = error {
+        return error.hint();
+    }
+    let id = at.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".json")?;
+    let lockstep = lockstep();
+    Some(format!(
+        "whoever has only this key can't open the repository: `{lockstep} repo key add {name}` adds it again, and `{lockstep} repo key remove {id} {name}` removes the damaged one"
+    ))
 }
 
 /// Deletes a slot that was never used, because another host created the repository at the same time.
@@ -293,6 +323,9 @@ pub(super) fn opens_none(source: &Source, name: &str) -> String {
 /// The error that a key opened nothing, and that of the slots at least this one is damaged.
 pub(super) fn damaged(what: &str, path: &str, error: &Error) -> Error {
     let what = format!("{what}; \"{path}\" can't be read ({})", error.chain());
+    if let Error::Store { .. } = error {
+        return Error::Store { what, hint: error.hint(), source: None };
+    }
     Error::failed(what).with_hint(
         "put that object back from a copy of the repository, or use the file of another key",
     )

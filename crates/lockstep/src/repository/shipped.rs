@@ -346,7 +346,7 @@ impl Repository {
                 tracing::warn!(set = %newest.manifest.set, "{doubt}");
             }
             if retention::is_ahead(newest.manifest.set.as_str(), jiff::Timestamp::now()) {
-                tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong");
+                tracing::warn!(set = %newest.manifest.set, "the newest set is dated later than now: its host's clock was wrong, or this one's is");
             }
             return Ok(newest);
         }

@@ -27,6 +27,7 @@ use crate::repository::{self, Repository, Shipped, ShippedVolume, of_strata};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
+use crate::threads;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::{Base, CloneSpec, DatasetName, SnapshotName, Zfs, while_received};
 
@@ -350,7 +351,8 @@ impl FromRepository {
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
-                        let before = syncing.replace(scope.spawn(move || unsynced.sync()));
+                        let before =
+                            syncing.replace(threads::start(scope, move || unsynced.sync())?);
                         before.map_or(Ok(()), synced)?;
                     }
                     None => {

@@ -33,7 +33,8 @@ pub fn find(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Made>> {
         known.extend(all.into_iter().flat_map(|(_, entry)| entry.datasets));
     }
     for folder in cx.state.of_all_clusters("clones")? {
-        let all = journal::read_all::<Record>(&folder)?;
+        // A damaged one doesn't say what it knows; `clone list` and `check` of its cluster name it.
+        let (all, _) = journal::read_each::<Record>(&folder)?;
         known.extend(all.into_iter().flat_map(|(_, record)| record.made.datasets));
     }
     found.retain(|made| !known.contains(&made.dataset));

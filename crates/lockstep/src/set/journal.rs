@@ -159,14 +159,31 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 /// # Errors
 /// When the folder or an entry can't be read.
 pub fn read_all<T: DeserializeOwned>(folder: &Path) -> Result<Vec<(PathBuf, T)>> {
-    let mut all = Vec::new();
+    let (all, unread) = read_each(folder)?;
+    match unread.into_iter().next() {
+        Some((_, error)) => Err(error),
+        None => Ok(all),
+    }
+}
+
+/// Entries with their paths, and those that can't be read.
+type Each<T> = (Vec<(PathBuf, T)>, Vec<(PathBuf, Error)>);
+
+/// Reads all entries of a folder; one that can't be read doesn't hide the others.
+///
+/// # Errors
+/// When the folder can't be read.
+pub fn read_each<T: DeserializeOwned>(folder: &Path) -> Result<Each<T>> {
+    let (mut all, mut unread) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
         let path = entry.map_err(Error::io("list", folder))?.path();
         if path.extension().is_none_or(|extension| extension != "json") {
             continue;
         }
-        let entry = read(&path)?;
-        all.extend(entry.map(|entry| (path, entry)));
+        match read(&path) {
+            Ok(entry) => all.extend(entry.map(|entry| (path, entry))),
+            Err(error) => unread.push((path, error)),
+        }
     }
-    Ok(all)
+    Ok((all, unread))
 }

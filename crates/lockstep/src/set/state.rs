@@ -65,11 +65,20 @@ impl State {
     /// When state_dir can't be used.
     pub fn open(state_dir: &Path, cluster: &ClusterName) -> Result<Self> {
         let directory = state_dir.join("clusters").join(cluster.as_str());
+        // Whatever the umask: servers of clones run in it, as os_user.
+        files::create_open_directories(&directory)?;
+        // The rest is for nobody else: fetched WAL holds rows; restored files have owners and modes of their own.
         for folder in ["sets", "unfinished", "removals", "bookmarks", "restores", "clones"] {
             files::create_directories(&directory.join(folder))?;
+            files::keep_private(&directory.join(folder))?;
         }
-        // Fetched WAL holds rows; restored files have owners and modes of their own.
-        files::keep_private(&directory.join("sets"))?;
+        // These are made when they are needed.
+        for folder in ["deltas", "generations", "harmed", "known", "seen", "shipping", "tags"] {
+            let folder = directory.join(folder);
+            if folder.is_dir() {
+                files::keep_private(&folder)?;
+            }
+        }
         let owner = owner_of(state_dir)?;
         Ok(Self { cluster: cluster.clone(), directory, owner, repositories: Vec::new() })
     }
@@ -421,21 +430,38 @@ fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
 /// Returns the id of a state_dir, which it gets at its first use.
 ///
 /// # Errors
-/// When it can't be read or written; or when the file is empty and there are sets: with another id their snapshots
-/// would count as another state_dir's.
+/// When it can't be read or written; or when its file is missing or damaged and there are sets: with another id their
+/// snapshots would count as another state_dir's.
 pub fn owner_of(state_dir: &Path) -> Result<String> {
     let path = &state_dir.join("owner");
-    match std::fs::read_to_string(path) {
-        Ok(text) if !text.trim().is_empty() => return Ok(text.trim().to_owned()),
-        Ok(_) => refuse_with_sets(state_dir, path)?,
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::io("read", path)(e));
+    let how = match std::fs::read(path) {
+        Err(e) if e.kind() == ErrorKind::NotFound => "is missing".to_owned(),
+        read => {
+            let bytes = read.map_err(Error::io("read", path))?;
+            match bytes.trim_ascii() {
+                [] => "is empty".to_owned(),
+                id => match std::str::from_utf8(id).ok().filter(|id| is_owner(id)) {
+                    Some(id) => return Ok(id.to_owned()),
+                    None => format!("is damaged: \"{}\" is no id", beginning(id).escape_ascii()),
+                },
+            }
         }
-        Err(_) => {}
-    }
-    let owner = random_characters::<16>()?;
+    };
+    refuse_with_sets(state_dir, path, &how)?;
+    let owner = random_characters::<OWNER>()?;
     files::publish(path, format!("{owner}\n").as_bytes())?;
     Ok(owner)
+}
+
+/// The length of a state_dir's id.
+const OWNER: usize = 16;
+
+fn is_owner(text: &str) -> bool {
+    names::are_random_characters::<OWNER>(text)
+}
+
+fn beginning(bytes: &[u8]) -> &[u8] {
+    &bytes[..bytes.len().min(2 * OWNER)]
 }
 
 fn clusters_in(folder: &Path) -> Result<impl Iterator<Item = Result<PathBuf>>> {
@@ -443,8 +469,9 @@ fn clusters_in(folder: &Path) -> Result<impl Iterator<Item = Result<PathBuf>>> {
     Ok(entries.map(move |entry| Ok(entry.map_err(Error::io("list", folder))?.path())))
 }
 
-/// Refuses the empty file at `path` if a cluster of this state_dir has sets, and names the ids in their manifests.
-fn refuse_with_sets(state_dir: &Path, path: &Path) -> Result<()> {
+/// Refuses the id's file at `path`, with which something is wrong, if a cluster of this state_dir has sets, and names
+/// the ids in their manifests.
+fn refuse_with_sets(state_dir: &Path, path: &Path, how: &str) -> Result<()> {
     let clusters = state_dir.join("clusters");
     if !clusters.is_dir() {
         return Ok(());
@@ -465,7 +492,7 @@ fn refuse_with_sets(state_dir: &Path, path: &Path) -> Result<()> {
         let bytes = std::fs::read(sets.join(set.as_str()).join(MANIFEST)).unwrap_or_default();
         let value: serde_json::Value = serde_json::from_slice(&bytes).unwrap_or_default();
         let owner = value["owner"].as_str().map(str::to_owned);
-        owners.extend(owner.filter(|owner| !owners.contains(owner)));
+        owners.extend(owner.filter(|owner| is_owner(owner) && !owners.contains(owner)));
     }
     let shows = "`zfs get -r lockstep:owner DATASET` shows it on their snapshots";
     let hint = match owners.as_slice() {
@@ -482,7 +509,7 @@ fn refuse_with_sets(state_dir: &Path, path: &Path) -> Result<()> {
         }
     };
     Err(Error::failed(format!(
-        "the file \"{}\" is empty: it had the id of this state_dir, by which its snapshots are known",
+        "the file \"{}\" {how}: it had the id of this state_dir, by which its snapshots are known",
         path.display()
     ))
     .with_hint(hint))

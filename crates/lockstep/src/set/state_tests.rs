@@ -144,10 +144,12 @@ fn the_owner_stays() {
     let owner = temporary.open().owner().to_owned();
     assert_eq!(owner.len(), 16);
     assert_eq!(temporary.open().owner(), owner);
-    // Where nothing has it yet, an empty file doesn't count.
-    std::fs::write(temporary.0.join("owner"), "\n").unwrap();
-    let new = temporary.open().owner().to_owned();
-    assert!(new.len() == 16 && new != owner);
+    // Where nothing has it yet, a file without an id doesn't count.
+    for text in ["\n", "cut"] {
+        std::fs::write(temporary.0.join("owner"), text).unwrap();
+        let new = temporary.open().owner().to_owned();
+        assert!(new.len() == 16 && new != owner);
+    }
     // With sets it is damaged, and their manifests say what it was; also in another cluster's folder.
     let put = |cluster: &str, set: &str, manifest: &str| {
         let folder = temporary.0.join("clusters").join(cluster).join("sets").join(set);
@@ -163,11 +165,28 @@ fn the_owner_stays() {
     };
     put("other", "20260101T000000Z-aaaa", "cut");
     assert!(empty().contains("lockstep:owner"));
-    put("other", "20260102T000000Z-aaaa", r#"{"owner": "first"}"#);
-    assert!(empty().contains("echo first > "), "{}", empty());
-    put("main", "20260103T000000Z-aaaa", r#"{"owner": "second"}"#);
-    assert!(empty().contains("echo second > "), "{}", empty());
-    assert!(empty().contains("older sets have first"), "{}", empty());
+    let [first, second] = ["0123456789abcdef", "fedcba9876543210"];
+    put("other", "20260102T000000Z-aaaa", &format!(r#"{{"owner": "{first}"}}"#));
+    assert!(empty().contains(&format!("echo {first} > ")), "{}", empty());
+    put("main", "20260103T000000Z-aaaa", &format!(r#"{{"owner": "{second}"}}"#));
+    assert!(empty().contains(&format!("echo {second} > ")), "{}", empty());
+    assert!(empty().contains(&format!("older sets have {first}")), "{}", empty());
+    // A damaged file is no id of another state_dir either, nor is one that is missing.
+    for (bytes, how) in [
+        (&b"0123456789abcde\n"[..], "is damaged: \"0123456789abcde\" is no id"),
+        (b"0123456789abcdeX\n", "is damaged"),
+        (&[0xff; 80], "is damaged: \"\\xff\\xff"),
+    ] {
+        std::fs::write(temporary.0.join("owner"), bytes).unwrap();
+        let error = owner_of(&temporary.0).unwrap_err();
+        assert!(error.to_string().contains(how), "{error}");
+        assert!(error.hint().unwrap().contains(&format!("echo {second} > ")), "{error:?}");
+        assert_eq!(std::fs::read(temporary.0.join("owner")).unwrap(), bytes, "it stays");
+    }
+    std::fs::remove_file(temporary.0.join("owner")).unwrap();
+    let error = owner_of(&temporary.0).unwrap_err();
+    assert!(error.to_string().contains("owner\" is missing"), "{error}");
+    assert!(!temporary.0.join("owner").exists(), "none is made");
 }
 
 #[test]
@@ -270,9 +289,20 @@ fn what_is_private_already_stays_untouched() {
     std::thread::sleep(std::time::Duration::from_millis(20));
     temporary.open();
     assert_eq!(changed(&sets), before, "it was changed though it was right");
-    std::fs::set_permissions(&sets, std::fs::Permissions::from_mode(0o755)).unwrap();
-    temporary.open();
-    assert_eq!(std::fs::metadata(&sets).unwrap().mode() & 0o777, 0o700);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o777;
+    for folder in ["sets", "restores", "clones"].map(|name| state.path(name)) {
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        temporary.open();
+        assert_eq!(mode(&folder), 0o700);
+    }
+    // But clones are in it.
+    let before = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
+    let state = State::open(&temporary.0.join("new"), &"main".parse().unwrap());
+    rustix::process::umask(before);
+    let folder = state.unwrap().path("");
+    for folder in folder.ancestors().take(3) {
+        assert_eq!(mode(folder), 0o755, "{}", folder.display());
+    }
 }
 
 #[test]

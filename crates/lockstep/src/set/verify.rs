@@ -3,33 +3,31 @@
 //! A GUID is created with a snapshot and stays with its content: `zfs receive` keeps it (dmu_recv.c), so a pool that
 //! was sent elsewhere and took the old one's name still has the set. The transaction group belongs to the pool.
 
+use std::path::Path;
+
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::refusal::Refusal;
-use crate::set::manifest::{Manifest, SetVolume, hash_file};
-use crate::volume::zfs::Away;
+use crate::set::manifest::{Manifest, SetFile, SetVolume, hash_file};
+use crate::volume::zfs::{Away, Guid};
 
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
-    for volume in &manifest.volumes {
-        let found = match cx.zfs.find_snapshot(&volume.snapshot) {
-            Ok(Some(found)) => found,
-            other => match (cx.zfs.away(&volume.pool)?, other) {
-                (None, Err(error)) => return Err(error),
-                (away, _) => return Err(missing(cx, manifest, volume, away).into()),
-            },
-        };
-        if found.guid != volume.guid {
-            return Err(Refusal::SnapshotSwapped {
-                set: manifest.set.to_string(),
-                snapshot: volume.snapshot.to_string(),
-                expected: format!("GUID {}", volume.guid),
-                found: format!("GUID {}", found.guid),
-                repositories: cx.state.repositories_with(&manifest.set),
-            }
-            .into());
-        }
+    manifest.volumes.iter().try_for_each(|volume| snapshot(cx, manifest, volume))
+}
+
+/// Checks the snapshot of one volume.
+pub(crate) fn snapshot(cx: &Context, manifest: &Manifest, volume: &SetVolume) -> Result<()> {
+    let found = match cx.zfs.find_snapshot(&volume.snapshot) {
+        Ok(Some(found)) => found,
+        other => match (cx.zfs.away(&volume.pool)?, other) {
+            (None, Err(error)) => return Err(error),
+            (away, _) => return Err(missing(cx, manifest, volume, away).into()),
+        },
+    };
+    if found.guid != volume.guid {
+        return Err(swapped(cx, manifest, volume, found.guid).into());
     }
     Ok(())
 }
@@ -59,13 +57,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
         }
         Some(match found {
             None => missing(cx, set, volume, away.get(&volume.pool).copied()),
-            Some(found) => Refusal::SnapshotSwapped {
-                set: set.set.to_string(),
-                snapshot: volume.snapshot.to_string(),
-                expected: format!("GUID {}", volume.guid),
-                found: format!("GUID {}", found.guid),
-                repositories: cx.state.repositories_with(&set.set),
-            },
+            Some(found) => swapped(cx, set, volume, found.guid),
         })
     };
     let incomplete = sets.iter().filter_map(|set| Some((set.set.clone(), why(set)?.into())));
@@ -87,6 +79,17 @@ fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, away: Option<Away>)
     }
 }
 
+/// Returns the refusal for a snapshot that has the right name but is another one.
+fn swapped(cx: &Context, set: &Manifest, volume: &SetVolume, found: Guid) -> Refusal {
+    Refusal::SnapshotSwapped {
+        set: set.set.to_string(),
+        snapshot: volume.snapshot.to_string(),
+        expected: format!("GUID {}", volume.guid),
+        found: format!("GUID {found}"),
+        repositories: cx.state.repositories_with(&set.set),
+    }
+}
+
 /// Checks that a set is still what its manifest says: every snapshot by GUID, every file by hash.
 ///
 /// # Errors
@@ -97,13 +100,29 @@ pub(crate) fn set(cx: &Context, manifest: &Manifest) -> Result<()> {
 }
 
 /// Checks the files beside the manifest.
-fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
+pub(crate) fn files(cx: &Context, manifest: &Manifest) -> Result<()> {
+    files_by(cx, manifest, |path, expected| Ok(hash_file(path)? == *expected))
+}
+
+/// Does the same without reading them: whoever lists many sets sees what is gone or cut.
+pub(crate) fn file_sizes(cx: &Context, manifest: &Manifest) -> Result<()> {
+    files_by(cx, manifest, |path, expected| {
+        let found = std::fs::metadata(path).map_err(Error::io("look at", path))?;
+        Ok(found.len() == expected.bytes)
+    })
+}
+
+fn files_by(
+    cx: &Context,
+    manifest: &Manifest,
+    is_same: impl Fn(&Path, &SetFile) -> Result<bool>,
+) -> Result<()> {
     let directory = cx.state.set_directory(&manifest.set);
     for (name, expected) in &manifest.files {
         let path = directory.join(name);
-        let why = match hash_file(&path) {
-            Ok(found) if found == *expected => continue,
-            Ok(_) => format!("\"{}\" was changed", path.display()),
+        let why = match is_same(&path, expected) {
+            Ok(true) => continue,
+            Ok(false) => format!("\"{}\" was changed", path.display()),
             Err(error) => error.chain(),
         };
         let (set, repositories) =

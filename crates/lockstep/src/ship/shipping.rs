@@ -30,6 +30,7 @@ use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::own_files::{FrozenWal, take_files, wal_in_snapshot};
 use crate::side_by_side::{Item, Limits, side_by_side};
 use crate::steps;
+use crate::threads;
 use crate::view::Views;
 use crate::volume::zfs::SnapshotName;
 
@@ -167,7 +168,7 @@ impl<'a> Shipping<'a> {
         let mut manifest = manifest.clone();
         let (volumes, files) = std::thread::scope(|scope| {
             let seen = |name: &SnapshotName| paths.get(name).map(PathBuf::as_path);
-            let volumes = scope.spawn(move || ship_volumes(&shipment, routes, &seen));
+            let volumes = threads::start(scope, move || ship_volumes(&shipment, routes, &seen))?;
             let files = take_files(cx, &mut manifest, frozen.as_ref()).and_then(|names| {
                 if let Some(there) = there {
                     full::assert_same_files(there, &manifest, &repository.name)?;
@@ -182,8 +183,8 @@ impl<'a> Shipping<'a> {
                     &confirm,
                 )
             });
-            (volumes.join(), files)
-        });
+            Ok::<_, Error>((volumes.join(), files))
+        })?;
         let ended = |_| Error::failed("the thread of the volumes ended early; its words are above");
         let volumes = volumes.map_err(ended)??;
         files?;
@@ -308,11 +309,11 @@ fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
             .iter_mut()
             .map(|route| {
                 let root = views.path(&route.volume.snapshot).map(Path::to_path_buf);
-                scope.spawn(move || route.look(root.as_deref(), recovers))
+                threads::start(scope, move || route.look(root.as_deref(), recovers))
             })
             .collect();
         let ended = |_| Err(Error::failed("a walk ended early; its words are above"));
-        walks.into_iter().try_for_each(|walk| walk.join().unwrap_or_else(ended))
+        walks.into_iter().try_for_each(|walk| walk?.join().unwrap_or_else(ended))
     })
 }
 

@@ -183,6 +183,8 @@ fn only_what_differs_is_written_over_an_older_restore() {
         rustix::fs::setxattr(data.join(path), name, &value, rustix::fs::XattrFlags::empty())
             .unwrap_or_else(|error| panic!("{path}: {name}: {error}"));
     }
+    let (link, none) = (odd.join("long-link"), rustix::fs::XattrFlags::empty());
+    rustix::fs::lsetxattr(&link, "trusted.theirs", b"x", none).expect("a link has some, too");
     let json = prepared.restore_and_look(&second, &to, &["--delta"], || {
         prepared.assert_same(&second, &to);
         let with_more = with_attributes(&to);

@@ -22,6 +22,7 @@ use crate::error::{Error, Result};
 use crate::repository::of_strata;
 use crate::repository::unfold::read_ahead;
 use crate::steps;
+use crate::threads;
 
 /// Threads that write files.
 const MOST_THREADS: usize = 8;
@@ -72,7 +73,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
     let receiver = Mutex::new(receiver);
     let (folded, xattrs) = std::thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| work.run(&receiver));
+            threads::start(scope, || work.run(&receiver))?;
         }
         // The sender is dropped with this, and then the threads end.
         let mut gathering = Gathering {
@@ -86,8 +87,8 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
         };
         let folded = read_ahead(volume.repository, volume.tree.chain(), true, &mut gathering)
             .and_then(|frames| gathering.hand_on().map(|()| frames.bytes_read()));
-        (folded, gathering.xattrs)
-    });
+        Ok::<_, Error>((folded, gathering.xattrs))
+    })?;
     if let Some(error) = work.failed.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error);
     }

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{AtFlags, Gid, Mode, OFlags, Timespec, Timestamps, UTIME_OMIT, Uid, XattrFlags};
@@ -58,7 +58,7 @@ pub(super) fn finish(
             let fd = root.file(plan, file, folder, OFlags::RDONLY)?;
             giver.give(&fd, file.object, attributes, &path)?;
         } else {
-            giver.give_by_name(folder, file.name, attributes, &path)?;
+            giver.give_by_name(folder, file.name, file.object, attributes, &path)?;
         }
     }
     for (at, folder) in plan.folders.iter().enumerate().rev() {
@@ -87,7 +87,7 @@ impl Giver<'_> {
         path: &dyn Fn() -> PathBuf,
     ) -> Result<()> {
         let failed = |verb| self.root.failed(verb, path);
-        self.give_xattrs(fd, object, path)?;
+        self.give_xattrs(&Place { fd, name: None }, object, path)?;
         if let Some((uid, gid)) = self.owner(attributes)? {
             rustix::fs::fchown(fd, Some(uid), Some(gid)).map_err(failed("change the owner of"))?;
         }
@@ -100,11 +100,13 @@ impl Giver<'_> {
         &self,
         folder: &OwnedFd,
         name: &[u8],
+        object: u64,
         attributes: &Attributes,
         path: &dyn Fn() -> PathBuf,
     ) -> Result<()> {
         let failed = |verb| self.root.failed(verb, path);
         let name = OsStr::from_bytes(name);
+        self.give_xattrs(&Place { fd: folder, name: Some(name) }, object, path)?;
         if let Some((uid, gid)) = self.owner(attributes)? {
             rustix::fs::chownat(folder, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
                 .map_err(failed("change the owner of"))?;
@@ -133,25 +135,28 @@ impl Giver<'_> {
         Ok(Some((Uid::from_raw(uid), Gid::from_raw(gid))))
     }
 
-    fn give_xattrs(&self, fd: &OwnedFd, object: u64, path: &dyn Fn() -> PathBuf) -> Result<()> {
+    fn give_xattrs(
+        &self,
+        place: &Place<'_>,
+        object: u64,
+        path: &dyn Fn() -> PathBuf,
+    ) -> Result<()> {
         let wanted = self.volume.tree.xattrs(object)?;
         let wanted: Vec<(Vec<u8>, XattrValue)> =
             wanted.into_iter().map(|(name, value)| (qualified(name), value)).collect();
         // A file that is made in an older restore inherits its folder's default access control list.
         if self.volume.delta {
-            self.remove_xattrs(fd, &wanted, path)?;
+            self.remove_xattrs(place, &wanted, path)?;
         }
         for (name, value) in &wanted {
             let value = match value {
                 XattrValue::Inline(value) => Some(value),
                 XattrValue::Object(object) => self.values.get(object),
             };
-            let set = value.map_or(Err(Errno::TOOBIG), |value| {
-                rustix::fs::fsetxattr(fd, OsStr::from_bytes(name), value, XattrFlags::empty())
-            });
+            let set = value.map_or(Err(Errno::TOOBIG), |value| place.set_xattr(name, value));
             match set {
                 Ok(()) => {}
-                Err(errno) if ends_it(errno, fd, value.map_or(0, Vec::len)) => {
+                Err(errno) if ends_it(errno, place.fd, value.map_or(0, Vec::len)) => {
                     return Err(self.root.failed("write an attribute of", path)(errno));
                 }
                 Err(errno) => self.warn(&name.escape_ascii().to_string(), errno, path),
@@ -164,12 +169,12 @@ impl Giver<'_> {
     /// mustn't stay. What the system keeps for itself (`security.*`) stays.
     fn remove_xattrs(
         &self,
-        fd: &OwnedFd,
+        place: &Place<'_>,
         wanted: &[(Vec<u8>, XattrValue)],
         path: &dyn Fn() -> PathBuf,
     ) -> Result<()> {
         let mut names = vec![0; 64 << 10];
-        let length = match rustix::fs::flistxattr(fd, &mut names[..]) {
+        let length = match place.list_xattrs(&mut names) {
             Ok(length) => length,
             Err(Errno::OPNOTSUPP) => return Ok(()),
             Err(errno) => return Err(self.root.failed("list the attributes of", path)(errno)),
@@ -179,7 +184,7 @@ impl Giver<'_> {
             if wanted.iter().any(|(known, _)| known == name) {
                 continue;
             }
-            match rustix::fs::fremovexattr(fd, OsStr::from_bytes(name)) {
+            match place.remove_xattr(name) {
                 // XFS also lists an access control list as `trusted.SGI_ACL_FILE`, which is gone with it.
                 Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
                 Err(errno) => return Err(self.root.failed("remove an attribute of", path)(errno)),
@@ -196,6 +201,43 @@ impl Giver<'_> {
             path = %path().display(), attribute = %name, error = %errno,
             "extended attributes can't be restored here; the first of them is named"
         );
+    }
+}
+
+/// What extended attributes are given to.
+struct Place<'a> {
+    /// The file or folder itself, or the folder that `name` is in.
+    fd: &'a OwnedFd,
+    /// A link or a pipe, which can't be opened.
+    name: Option<&'a OsStr>,
+}
+
+impl Place<'_> {
+    /// Its path, for the calls that take no open file: they don't follow a link at its end.
+    fn path(&self, name: &OsStr) -> PathBuf {
+        Path::new("/proc/self/fd").join(self.fd.as_raw_fd().to_string()).join(name)
+    }
+
+    fn set_xattr(&self, xattr: &[u8], value: &[u8]) -> rustix::io::Result<()> {
+        let (xattr, flags) = (OsStr::from_bytes(xattr), XattrFlags::empty());
+        match self.name {
+            None => rustix::fs::fsetxattr(self.fd, xattr, value, flags),
+            Some(name) => rustix::fs::lsetxattr(self.path(name), xattr, value, flags),
+        }
+    }
+
+    fn list_xattrs(&self, into: &mut [u8]) -> rustix::io::Result<usize> {
+        match self.name {
+            None => rustix::fs::flistxattr(self.fd, into),
+            Some(name) => rustix::fs::llistxattr(self.path(name), into),
+        }
+    }
+
+    fn remove_xattr(&self, xattr: &[u8]) -> rustix::io::Result<()> {
+        match self.name {
+            None => rustix::fs::fremovexattr(self.fd, OsStr::from_bytes(xattr)),
+            Some(name) => rustix::fs::lremovexattr(self.path(name), OsStr::from_bytes(xattr)),
+        }
     }
 }
 
@@ -246,6 +288,32 @@ fn times(attributes: &Attributes) -> Timestamps {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_link_has_attributes_of_its_own() {
+        let scratch = tempfile::tempdir().unwrap();
+        let file = scratch.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink(&file, scratch.path().join("link")).unwrap();
+        let folder = OwnedFd::from(std::fs::File::open(scratch.path()).unwrap());
+        let place = Place { fd: &folder, name: Some(OsStr::new("link")) };
+        let list = || {
+            let mut names = [0; 4096];
+            let length = place.list_xattrs(&mut names).unwrap();
+            names[..length].windows(11).any(|name| name == b"trusted.own")
+        };
+        match place.set_xattr(b"trusted.own", b"value") {
+            // Only root may, and not on each file system.
+            Err(Errno::PERM | Errno::OPNOTSUPP) => return,
+            set => set.unwrap(),
+        }
+        assert!(list());
+        let mut names = [0; 4096];
+        let of_file = rustix::fs::listxattr(&file, &mut names[..]).unwrap();
+        assert!(!names[..of_file].starts_with(b"trusted.own"), "it isn't the file's");
+        place.remove_xattr(b"trusted.own").unwrap();
+        assert!(!list());
+    }
 
     #[test]
     fn an_attribute_that_is_too_large_is_told_from_a_full_file_system() {

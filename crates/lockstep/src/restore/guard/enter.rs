@@ -18,9 +18,14 @@ pub(super) fn check(directory: &Path, owner: Credentials, name: &str) -> Result<
     // Report the outermost of the folders that keep it out: a user who can't enter that can't reach the others.
     let mut steps: Vec<&Path> = there.ancestors().collect();
     steps.reverse();
-    let closed = steps.into_iter().find(|step| !can_enter(step, owner)).unwrap_or(there);
+    let mut steps = steps.into_iter().skip_while(|step| can_enter(step, owner));
+    let closed = steps.next().unwrap_or(there);
     let found = std::fs::metadata(closed).map_err(Error::io("look at", closed))?;
     let path = quote(&closed.display().to_string());
+    // Behind it nothing can be tried as that user.
+    let behind = steps.filter(|step| is_closed_to(step, owner));
+    let behind: String =
+        behind.map(|step| format!(" {}", quote(&step.display().to_string()))).collect();
     Err(Error::usage(
         format!(
             "\"{}\" belongs to user {} with mode {:04o}: {name} can't enter it",
@@ -30,9 +35,21 @@ pub(super) fn check(directory: &Path, owner: Credentials, name: &str) -> Result<
         ),
         match closed == directory {
             true => format!("chown {name} {path}, or name a folder that doesn't exist yet"),
-            false => format!("chmod o+x {path}, or restore to where {name} can go"),
+            false => format!("chmod o+x {path}{behind}, or restore to where {name} can go"),
         },
     ))
+}
+
+/// Whether its mode keeps the user out.
+fn is_closed_to(folder: &Path, owner: Credentials) -> bool {
+    std::fs::metadata(folder).is_ok_and(|found| {
+        let bit = match (found.uid() == owner.uid, found.gid() == owner.gid) {
+            (true, _) => 0o100,
+            (false, true) => 0o010,
+            (false, false) => 0o001,
+        };
+        found.mode() & bit == 0
+    })
 }
 
 /// Asked as that user, so that access control lists count as well. If it can't be asked, the server will report it.
