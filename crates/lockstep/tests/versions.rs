@@ -1,12 +1,17 @@
-//! PostgreSQL 14 to 18: a `label` and an `ordered` set of a cluster under load, each restored, started, checked in full.
+//! PostgreSQL 14 to 18: a `label` and an `ordered` set of a cluster under load, each restored, started, checked in full;
+//! and what only 14 has: exclusive backups.
 
 mod support;
 
+use std::fs;
 use support::checker::Checker;
+use support::cluster::Stop;
+use support::faults::assert_said;
 use support::fixture::{Fixture, assert_clean};
-use support::layout::two_pools_four_datasets;
+use support::layout::{one_pool, two_pools_four_datasets};
 use support::ledger::Ledger;
 use support::load::{Load, Plan};
+use support::lockstep::exit;
 
 const SCALE: u32 = 2;
 
@@ -71,4 +76,29 @@ fn postgresql_17() {
 #[test]
 fn postgresql_18() {
     back_up_and_restore(18);
+}
+
+/// Another tool's exclusive backup leaves a backup_label in the live data directory, and the cluster is none the less
+/// one that runs. After a crash nobody can tell it from a base backup, and neither can PostgreSQL.
+#[test]
+fn an_exclusive_backup_of_postgresql_14_is_no_base_backup() {
+    let fixture = Fixture::new(one_pool().major(14));
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE TABLE seen AS SELECT 42 AS answer"]);
+    cluster.execute(&["SELECT pg_start_backup('another tool', true, true)", "CHECKPOINT"]);
+    assert!(cluster.data.join("backup_label").exists());
+    let label = fixture.lockstep().backup("label");
+    fs::write(fixture.config(), fixture.configuration("auto", false)).expect("it can be written");
+    let lockstep = fixture.lockstep();
+    let sets = [label, lockstep.backup("auto"), lockstep.backup("ordered")];
+    assert_eq!(sets.each_ref().map(|set| set.strategy.as_str()), ["label", "atomic", "ordered"]);
+    for set in sets {
+        let directory = fixture.target(&set.strategy);
+        let restored = lockstep.restore_and_start(&set.id, &directory, &[]);
+        assert_eq!(restored.server().value("postgres", "SELECT answer FROM seen"), "42");
+        restored.server().stop(Stop::Immediate);
+    }
+    cluster.kill();
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    assert_said(&refused, &["hasn't yet replayed the base backup", "hint: "]);
 }

@@ -18,7 +18,7 @@ use crate::postgres::copies::Removals;
 use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::session::{self, Started, Stopped};
 use crate::postgres::wal::{self, WalIdentity};
-use crate::postgres::{connection, instance};
+use crate::postgres::{connection, instance, settled};
 use crate::refusal::Refusal;
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
@@ -298,6 +298,11 @@ impl<'a> Attempt<'a> {
         };
         if let Some(difference) = before.difference(&later) {
             return Err(changed(difference).into());
+        }
+        if self.survey.client.is_none()
+            && let Some(unsettled) = settled::look(&later, self.control())?
+        {
+            return Err(Refusal::from(unsettled).into());
         }
         if let Some(client) = self.survey.client.as_mut() {
             session::hear(client)?;
