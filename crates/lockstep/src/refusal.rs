@@ -689,7 +689,7 @@ impl Refusal {
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
             Self::TimelineChanged { .. } => "take the backup again after a checkpoint on the new timeline (CHECKPOINT makes one; on a standby, a restartpoint)".into(),
             Self::NeedsArchive { .. } => "say with --restore-command how to fetch it".into(),
-            Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
+            Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user) and let it keep the WAL of a backup (max_slot_wal_keep_size, idle_replication_slot_timeout), or raise wal_keep_size".into(),
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
