@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use pgfiles::lsn::{Lsn, SystemIdentifier};
 
 use crate::context::lockstep;
+use crate::plan::facts::Unsettled;
 use crate::plan::layout::PartKind;
 use crate::plan::strategy::Strategy;
 use crate::process::quote;
@@ -104,6 +105,14 @@ pub enum Refusal {
         /// Why not.
         why: String,
         /// What would make it possible.
+        needed: String,
+    },
+    /// The files aren't those that the cluster's last server left.
+    #[error("{what}")]
+    Unsettled {
+        /// What was found, with the file.
+        what: String,
+        /// What to do.
         needed: String,
     },
     /// A pool is nearly full; a full one makes PostgreSQL PANIC.
@@ -651,6 +660,12 @@ pub enum Refusal {
     },
 }
 
+impl From<Unsettled> for Refusal {
+    fn from(Unsettled { what, needed }: Unsettled) -> Self {
+        Self::Unsettled { what, needed }
+    }
+}
+
 impl Refusal {
     /// Returns [`Self::SetDamaged`] before anybody has checked where else the set is.
     pub(crate) fn damaged(set: impl Display, why: String) -> Self {
@@ -672,7 +687,7 @@ impl Refusal {
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
             Self::StrayLink { .. } => "stop the server and replace the link with what it points to; data that has to be elsewhere can be a tablespace: PostgreSQL itself makes links only for tablespaces and pg_wal".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
-            Self::NotPossible { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
+            Self::NotPossible { needed, .. } | Self::Unsettled { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
             Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
@@ -682,7 +697,7 @@ impl Refusal {
             Self::Promoted { .. } => "take the backup again: it is a primary now".into(),
             Self::TimelineChanged { .. } => "take the backup again after a checkpoint on the new timeline (CHECKPOINT makes one; on a standby, a restartpoint)".into(),
             Self::NeedsArchive { .. } => "say with --restore-command how to fetch it".into(),
-            Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user), or raise wal_keep_size".into(),
+            Self::WalRecycledBeforeFreeze { .. } => "allow a replication slot (max_replication_slots, REPLICATION for the user) and let it keep the WAL of a backup (max_slot_wal_keep_size, idle_replication_slot_timeout), or raise wal_keep_size".into(),
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),

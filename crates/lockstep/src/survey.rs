@@ -17,7 +17,7 @@ use crate::mirror::record::refuse_half_new;
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
 use crate::postgres::links::{self, Link};
-use crate::postgres::{connection, identity, instance, session};
+use crate::postgres::{connection, identity, instance, session, settled};
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::restore::control;
@@ -61,6 +61,10 @@ pub fn take(cx: &Context) -> Result<Survey> {
         None => false,
     };
     let repositories_within = repositories_within(cx, &layout);
+    let unsettled = match server {
+        Ok(_) => None,
+        Err(_) => settled::look(&layout, &control)?,
+    };
     let facts = Facts {
         layout,
         control,
@@ -68,6 +72,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
         links: links::find(directory)?.others.into_iter().map(|l| (l.path, l.target)).collect(),
         standby_signal: directory.join("standby.signal").exists(),
         backup_label: directory.join("backup_label").exists(),
+        unsettled,
         has_primary: cx.cluster.primary.is_some(),
         primary,
         server,

@@ -1,15 +1,19 @@
 //! Where the parts are, and what is refused with its name: parts on other file systems, mounts inside or over a part,
-//! links out of the data directory, in-place tablespaces, foreign files, a server that can't be asked.
+//! links out of the data directory, in-place tablespaces, foreign files, a server that can't be asked, files that no
+//! server has left like that.
 
 mod support;
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use support::cluster::Stop;
-use support::command::{command, give_to_postgres, must};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::SystemTime;
+use support::cluster::{Cluster, Stop};
+use support::command::{Running, as_postgres, command, give_to_postgres, must, wait_until};
+use support::faults::{Hooks, assert_nothing_remains, assert_said};
 use support::fixture::{Fixture, assert_clean};
-use support::layout::{one_dataset, two_pools_four_datasets};
-use support::lockstep::exit;
+use support::layout::{one_dataset, one_pool, two_pools_four_datasets};
+use support::lockstep::{LIMIT, Lockstep, exit};
 use support::pools::{patiently, try_zfs, zfs};
 
 #[test]
@@ -318,4 +322,190 @@ fn configure_retention(fixture: &Fixture) {
     let text = fixture.configuration("label", true);
     let text = format!("{text}\n[clusters.main.retention]\nlocal = {{ last = 2 }}\n");
     fs::write(fixture.config(), text).expect("the configuration can be written");
+}
+
+/// Checks that plan, check and backup refuse the cluster as it is, with every strategy and with these words, and that
+/// nothing is frozen.
+#[track_caller]
+fn assert_refused(fixture: &Fixture, lockstep: &Lockstep, words: &[&str]) {
+    let before = fixture.snapshots();
+    let said = lockstep.expect(exit::REFUSED, &["plan"]);
+    assert_said(&said, words);
+    for strategy in ["auto", "atomic", "ordered", "cold"] {
+        let said = lockstep.expect(exit::REFUSED, &["backup", "--strategy", strategy]);
+        assert_said(&said, words);
+        assert_said(&said, &["error: ", "hint: "]);
+    }
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    for word in words {
+        assert!(checked.stdout.contains(word), "no {word:?}: {}", checked.describe());
+    }
+    assert_eq!(fixture.snapshots(), before, "something was frozen");
+}
+
+/// Makes a base backup of what is on disk, as far as a server that starts there can tell: the files of a running
+/// cluster, among them a pg_control with a later checkpoint than its backup_label's.
+#[track_caller]
+fn backup_label(cluster: &Cluster) -> String {
+    let mut session = cluster.connect("postgres");
+    let mut ask = |statement: &str| {
+        let row = session.query_one(statement, &[]);
+        row.unwrap_or_else(|error| panic!("{statement}: {error}")).get::<_, String>(0)
+    };
+    ask("SELECT pg_backup_start('copy', true)::text");
+    cluster.execute(&["CREATE TABLE later AS SELECT 42 AS answer", "CHECKPOINT"]);
+    ask("SELECT labelfile FROM pg_backup_stop(false)")
+}
+
+#[test]
+fn a_base_backup_that_nobody_has_started_is_refused() {
+    let fixture = Fixture::new(one_pool());
+    let older = fixture.lockstep().backup("label").id;
+    let label = backup_label(&fixture.cluster);
+    fixture.cluster.stop(Stop::Immediate);
+    let data = &fixture.cluster.data;
+    let silent = fixture.root().join("silent.toml");
+    let configuration = fixture.configuration("auto", false);
+    fs::write(&silent, &configuration).expect("it can be written");
+    let silent = Lockstep::new(&silent, &fixture.cluster.bin);
+
+    // It comes while a crashed cluster is frozen.
+    let step = "backup.after-snapshot-1";
+    let hooks = Hooks::holding(&fixture, step);
+    let program = hooks.run_to(step, &["backup", "--strategy", "atomic"]);
+    fs::write(data.join("backup_label"), &label).expect("it can be written");
+    hooks.steps.release(step);
+    let refused = program.wait(LIMIT);
+    assert_eq!(refused.code, Some(exit::REFUSED), "{}", refused.describe());
+    assert_said(
+        &refused,
+        &["hasn't yet replayed the base backup", "backup_label\" is still there"],
+    );
+    assert_nothing_remains(&fixture, &[], "refused at the freeze");
+
+    for lockstep in [&silent, &fixture.lockstep()] {
+        assert_refused(
+            &fixture,
+            lockstep,
+            &["hasn't yet replayed the base backup", "start the server"],
+        );
+    }
+    fs::remove_file(data.join("backup_label")).expect("it is there");
+    fs::write(data.join("tablespace_map"), "").expect("it can be written");
+    assert_refused(&fixture, &silent, &["tablespace_map\" is still there"]);
+    fs::remove_file(data.join("tablespace_map")).expect("it is there");
+    // As after a power cut.
+    assert_eq!(silent.backup("auto").strategy, "atomic");
+
+    // A restore that nobody has started.
+    let directory = fixture.target("unstarted");
+    let restored = fixture.lockstep().restore(&older, &directory, &[]);
+    let moved = fixture.root().join("moved.toml");
+    let [from, to] = [data, &restored.data].map(|path| path.display().to_string());
+    fs::write(&moved, configuration.replace(&from, &to)).expect("it can be written");
+    let moved = Lockstep::new(&moved, &fixture.cluster.bin);
+    assert_refused(&fixture, &moved, &["hasn't yet replayed the base backup", &to]);
+
+    // A server that starts replays it.
+    fs::write(data.join("backup_label"), &label).expect("it can be written");
+    give_to_postgres(&data.join("backup_label"));
+    fixture.cluster.start();
+    assert_eq!(fixture.cluster.value("postgres", "SELECT answer FROM later"), "42");
+    assert_eq!(silent.backup("auto").strategy, "atomic");
+}
+
+/// A program that does nothing but have this name and these arguments.
+#[track_caller]
+fn program_called(fixture: &Fixture, name: &str, arguments: &[&str]) -> Running {
+    let path = fixture.owned(&format!("bin-{name}")).join(name);
+    fs::write(&path, "#!/bin/sh\nread -r line < \"$HOME\"\n").expect("it can be written");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("it can be set");
+    let waits = path.with_extension("waits");
+    must(&mut command("mkfifo", [&waits]));
+    give_to_postgres(&waits);
+    let running = Running::start(as_postgres(&path, arguments).env("HOME", &waits));
+    let comm = format!("/proc/{}/comm", running.id());
+    wait_until("the program has its name", LIMIT, || {
+        fs::read_to_string(&comm).is_ok_and(|comm| name.starts_with(comm.trim_end()))
+    });
+    running
+}
+
+/// Sets when a file was written.
+#[track_caller]
+fn written(path: &Path, at: SystemTime) {
+    let file = fs::File::options().write(true).open(path);
+    file.and_then(|file| file.set_modified(at)).unwrap_or_else(|e| panic!("{path:?}: {e}"));
+}
+
+/// pg_control says that the cluster is shut down, before and after, while something changes its files.
+#[test]
+fn a_stopped_cluster_whose_files_are_being_changed_is_refused() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    fixture.cluster.stop(Stop::Fast);
+    let data = &fixture.cluster.data;
+    let path = data.display().to_string();
+    assert_eq!(lockstep.backup("auto").strategy, "cold");
+    // Programs that work on it, or that have a file of it open for writing.
+    for (name, argument) in [
+        ("pg_rewind", format!("--target-pgdata={path}")),
+        ("pg_upgrade", format!("-D{path}")),
+        ("pg_combinebackup", path.clone()),
+    ] {
+        let mut program = program_called(&fixture, name, &["-x", &argument]);
+        let words = format!("{name} (process {}) is at work on \"{path}\"", program.id());
+        assert_refused(&fixture, &lockstep, &[&words]);
+        program.kill();
+        program.wait_or_kill(LIMIT);
+    }
+    let mut elsewhere = program_called(&fixture, "pg_resetwal", &["-D", "/elsewhere"]);
+    assert_eq!(lockstep.backup("auto").strategy, "cold", "it works on another cluster");
+    elsewhere.kill();
+    elsewhere.wait_or_kill(LIMIT);
+    let script = "exec 3>>\"$0\"/pg_xact/0000; exec sleep 300";
+    let mut writer = Running::start(&mut command("sh", ["-c", script, &path]));
+    let comm = format!("/proc/{}/comm", writer.id());
+    wait_until("it has the file open", LIMIT, || {
+        fs::read_to_string(&comm).is_ok_and(|comm| comm.trim_end() == "sleep")
+    });
+    let words = format!("sleep (process {}) is at work on \"{path}/pg_xact/0000\"", writer.id());
+    assert_refused(&fixture, &lockstep, &[&words]);
+    writer.kill();
+    writer.wait_or_kill(LIMIT);
+    assert_eq!(lockstep.backup("auto").strategy, "cold");
+
+    // What one that was killed leaves.
+    let file = data.join("pg_xact/0000");
+    let was = fs::metadata(&file).and_then(|found| found.modified()).expect("it is there");
+    written(&file, SystemTime::now());
+    assert_refused(&fixture, &lockstep, &["pg_xact/0000\" was written after pg_control"]);
+    let content = fs::read(&file).expect("it can be read");
+    fs::write(&file, "").expect("it can be emptied");
+    written(&file, was);
+    assert_refused(&fixture, &lockstep, &["pg_xact/0000\" is empty", "run pg_rewind again"]);
+    fs::write(&file, content).expect("it can be written");
+    written(&file, was);
+    let output = data.join("pg_upgrade_output.d");
+    fs::create_dir(&output).expect("it can be made");
+    let options = data.join("postmaster.opts");
+    let given = fs::read_to_string(&options).expect("it can be read");
+    fs::write(&options, given.replace('\n', " \"-b\"\n")).expect("it can be written");
+    assert_refused(&fixture, &lockstep, &["pg_upgrade hasn't ended well"]);
+    fs::write(&options, given).expect("it can be written");
+
+    // It begins after the plan.
+    let step = "backup.before-snapshot-2";
+    let hooks = Hooks::holding(&fixture, step);
+    let program = hooks.run_to(step, &["backup"]);
+    written(&file, SystemTime::now());
+    hooks.steps.release(step);
+    let refused = program.wait(LIMIT);
+    assert_eq!(refused.code, Some(exit::REFUSED), "{}", refused.describe());
+    assert_said(&refused, &["was written after pg_control"]);
+    assert_nothing_remains(&fixture, &[], "refused at the freeze");
+    // A server that was started and stopped has written everything.
+    fixture.cluster.start();
+    fixture.cluster.stop(Stop::Fast);
+    assert_eq!(lockstep.backup("auto").strategy, "cold");
 }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use support::by_hand::{ByHand, write_as_postgres};
 use support::checker::Checker;
 use support::cluster::Stop;
-use support::command::wait_until;
+use support::command::{Running, wait_until};
 use support::fixture::assert_clean;
 use support::layout::{one_dataset, two_pools_four_datasets};
 use support::ledger::{Expected, Ledger, Writers};
@@ -187,6 +187,45 @@ fn shut_down() {
     let everything = Expected { none_after: Some(ledger.attempted()), ..Expected::default() };
     let checker = Checker::new(SCALE).with_ledger(&ledger, everything);
     checker.check_and_stop(restored.server()).assert_right("a standby shut down");
+}
+
+/// pg_rewind writes pg_control last. Until then, and for good if it is killed, pg_control says that the cluster is
+/// shut down, while files are empty or half written.
+#[test]
+fn a_rewind_that_has_not_ended() {
+    let standby = Standby::new(two_pools_four_datasets().setting("wal_keep_size", "1GB"));
+    let cluster = &standby.fixture.cluster;
+    standby.primary.execute(&[
+        "CREATE TABLE filler AS SELECT g, repeat('x', 500) AS pad FROM generate_series(1, 40000) g",
+    ]);
+    standby.catch_up();
+    cluster.execute(&["SELECT pg_promote()"]);
+    cluster.execute(&["CREATE TABLE ours AS SELECT 1 AS n", "UPDATE filler SET pad = 'y'"]);
+    cluster.stop(Stop::Fast);
+    standby.primary.execute(&["UPDATE filler SET pad = 'z'", "CHECKPOINT"]);
+    let lockstep = standby.fixture.lockstep();
+    assert_eq!(lockstep.backup("cold").strategy, "cold");
+
+    let first = cluster.data.join("global/pg_filenode.map");
+    let time = || fs::metadata(&first).and_then(|found| found.modified()).expect("it is there");
+    let was = time();
+    let target = format!("--target-pgdata={}", cluster.data.display());
+    let (host, port) = (standby.primary.socket.display(), standby.primary.port);
+    let source = format!("--source-server=host={host} port={port} user=postgres dbname=postgres");
+    let mut rewind = Running::start(&mut cluster.tool("pg_rewind", [target, source]));
+    while time() == was && rewind.is_running() {}
+    if !rewind.is_running() {
+        panic!("it ended before it was held: {}", rewind.wait(LIMIT).describe());
+    }
+    rewind.signal(rustix::process::Signal::STOP);
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    let words = format!("pg_rewind (process {}) is at work on", rewind.id());
+    assert!(refused.stderr.contains(&words), "{}", refused.describe());
+    rewind.kill();
+    rewind.wait_or_kill(LIMIT);
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    let words = "something has changed the files of the cluster since it was shut down";
+    assert!(refused.stderr.contains(words), "{}", refused.describe());
 }
 
 /// Takes a backup that is held before its last snapshot of data, does something, and lets it finish.

@@ -18,7 +18,7 @@ use crate::postgres::copies::Removals;
 use crate::postgres::instance::PG_CONTROL;
 use crate::postgres::session::{self, Started, Stopped};
 use crate::postgres::wal::{self, WalIdentity};
-use crate::postgres::{connection, instance};
+use crate::postgres::{connection, instance, settled};
 use crate::refusal::Refusal;
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
@@ -44,6 +44,8 @@ pub(super) struct Attempt<'a> {
     journal: BackupJournal,
     began: Instant,
     session: Option<Started>,
+    /// The connection that holds the replication slot.
+    slot: Option<postgres::Client>,
     /// What pg_backup_stop returned.
     pub(super) stopped: Option<Stopped>,
     /// The floor's LSN and the server's time.
@@ -94,6 +96,7 @@ impl<'a> Attempt<'a> {
             journal,
             began,
             session: None,
+            slot: None,
             stopped: None,
             floor: None,
             own_label: None,
@@ -155,8 +158,9 @@ impl<'a> Attempt<'a> {
 
     /// Undoes what this attempt made. What can't be undone now stays in the journal for the next start.
     pub(super) fn undo(&mut self) {
-        // Closing the connection ends backup mode and drops the temporary slot.
+        // Closing the connections ends backup mode and drops the temporary slot.
         self.survey.client = None;
+        self.slot = None;
         if self.cx.state.is_complete(self.set.as_str()) {
             return;
         }
@@ -179,17 +183,32 @@ impl<'a> Attempt<'a> {
         Ok(client)
     }
 
+    /// Makes the slot on a connection of its own: a checkpoint that must not keep the slot's WAL any longer ends the
+    /// session that holds it (InvalidatePossiblyObsoleteSlot in slot.c), and with it a backup of that session.
     fn make_slot(&mut self) -> Result<()> {
-        let name = self.set.slot_name();
-        match session::make_slot(self.client()?, &name) {
-            Ok(reserved) if self.plan.strategy == Strategy::Ordered => {
-                self.wait_for_checkpoint(reserved)?;
+        self.client()?;
+        match session::hold_slot(self.cx.cluster, &self.set.slot_name()) {
+            Ok((client, reserved)) => {
+                self.slot = Some(client);
+                if self.plan.strategy == Strategy::Ordered {
+                    self.wait_for_checkpoint(reserved)?;
+                }
             }
-            Ok(_) => {}
             // Without a slot, the set is still either right or refused: its WAL is checked at the end.
             Err(error) => tracing::warn!(error = %error.chain(), "going on without a slot"),
         }
         steps::reached("backup.slot")
+    }
+
+    /// Says that the server has given the slot up meanwhile, which explains why WAL is gone if it is.
+    fn tell_lost_slot(&mut self) {
+        if let Some(Err(error)) = self.slot.as_mut().map(session::hear) {
+            self.slot = None;
+            tracing::warn!(
+                error = %error.chain(),
+                "the server has ended the session that held the replication slot: max_slot_wal_keep_size or idle_replication_slot_timeout may be less than a backup takes, the server's log says; the set's WAL is checked all the same"
+            );
+        }
     }
 
     /// Recovery will start at pg_control's redo point, and the slot keeps the WAL from `reserved` on. While a
@@ -299,6 +318,11 @@ impl<'a> Attempt<'a> {
         if let Some(difference) = before.difference(&later) {
             return Err(changed(difference).into());
         }
+        if self.survey.client.is_none()
+            && let Some(unsettled) = settled::look(&later, self.control())?
+        {
+            return Err(Refusal::from(unsettled).into());
+        }
         if let Some(client) = self.survey.client.as_mut() {
             session::hear(client)?;
             // The server's own list, in case a link is slightly behind it.
@@ -325,6 +349,7 @@ impl<'a> Attempt<'a> {
     }
 
     fn take_wal(&mut self, source: WalSource) -> Result<()> {
+        self.tell_lost_slot();
         let identity = self.wal_identity();
         let pg_wal = self.cx.cluster.data_directory.join("pg_wal");
         self.check_one_timeline(self.control())?;

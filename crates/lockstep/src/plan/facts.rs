@@ -23,8 +23,10 @@ pub struct Facts {
     pub links: Vec<(PathBuf, PathBuf)>,
     /// `standby.signal` is in the data directory.
     pub standby_signal: bool,
-    /// `backup_label` is in the data directory, so this is a base backup that hasn't been replayed yet.
+    /// `backup_label` is in the data directory: of a standby, it is a base backup that hasn't been replayed yet.
     pub backup_label: bool,
+    /// Why the files of a cluster that no server answers for can't be taken as they are.
+    pub unsettled: Option<Unsettled>,
     /// `primary` is configured, so a standby's primary can be asked.
     pub has_primary: bool,
     /// What the primary says, if the standby itself could be asked.
@@ -114,6 +116,15 @@ impl Facts {
 #[must_use]
 pub fn was_shut_down(control: &ControlFile) -> bool {
     matches!(control.state, DbState::ShutDowned | DbState::ShutDownedInRecovery)
+}
+
+/// What shows that the files in the data directory aren't those that its last server left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unsettled {
+    /// What was found.
+    pub what: String,
+    /// What to do.
+    pub needed: String,
 }
 
 /// Why there is no connection.

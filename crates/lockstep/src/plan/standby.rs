@@ -13,7 +13,10 @@ use crate::config::CheckpointMode;
 /// Checks that a running standby can be backed up with this strategy.
 pub(super) fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking> {
     match strategy {
-        Strategy::Cold => strategy::cold(facts),
+        Strategy::Cold => {
+            strategy::cold(facts)?;
+            recovered(facts)
+        }
         Strategy::Label => strategy::label(facts),
         Strategy::Atomic => {
             strategy::one_pool(facts)?;
@@ -28,7 +31,8 @@ pub(super) fn possible(facts: &Facts, strategy: Strategy) -> Result<(), Lacking>
 }
 
 /// Refuses a standby that was itself made from a backup and hasn't replayed that to its end: with our label, recovery
-/// would no longer wait for what pg_control waits for (backupStartPoint), and the set would be silently corrupt.
+/// would no longer wait for what pg_control waits for (backupStartPoint), and the set would be silently corrupt. A cold
+/// set would wait for it, but the WAL up to there isn't in it.
 fn recovered(facts: &Facts) -> Result<(), Lacking> {
     if facts.control.is_in_backup_recovery() || facts.backup_label {
         return lacking(

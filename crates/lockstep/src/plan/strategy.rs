@@ -149,6 +149,9 @@ pub fn choose(facts: &Facts, choice: StrategyChoice) -> Result<Plan, Refusal> {
 
 /// Checks what every strategy needs.
 fn check_place(facts: &Facts) -> Result<(), Refusal> {
+    if let Some(unsettled) = &facts.unsettled {
+        return Err(unsettled.clone().into());
+    }
     for volume in &facts.layout.volumes {
         if let Some(nested) = volume.nested.iter().find(|nested| !nested.harmless) {
             return Err(Refusal::NestedMount {

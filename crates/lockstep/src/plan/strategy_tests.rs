@@ -8,7 +8,7 @@ use pgfiles::control_file::ControlFile;
 use pgfiles::wal_name::WalSegmentSize;
 
 use super::*;
-use crate::plan::facts::{ConfigFiles, Configuration, NoServer, ServerFacts};
+use crate::plan::facts::{ConfigFiles, Configuration, NoServer, ServerFacts, Unsettled};
 use crate::plan::layout::tests::{layout, tablespace};
 use crate::plan::layout::{Layout, NestedMount, PartKind, Reserved};
 
@@ -74,6 +74,7 @@ pub(crate) fn primary(layout: Layout) -> Facts {
         links: vec![],
         standby_signal: false,
         backup_label: false,
+        unsettled: None,
         has_primary: false,
         primary: None,
         server: Ok(server()),
@@ -416,6 +417,23 @@ fn a_stopped_standby_is_cold() {
     let stopped =
         with(stopped(apart(), DbState::ShutDownedInRecovery), |facts| facts.standby_signal = true);
     planned(&stopped, Ask::Auto, "cold: shut-down t/data t/one u/two u/wal shut-down layout");
+    // Stopped before it had replayed its base backup, whose WAL isn't in the set.
+    let waiting = with(stopped, |facts| facts.control.backup_end_required = true);
+    refused(&waiting, Ask::Cold, &["cold is not possible", "hasn't yet replayed the base backup"]);
+    refused(&waiting, Ask::Auto, &["no strategy", "cold: the standby hasn't yet replayed"]);
+}
+
+#[test]
+fn no_strategy_takes_files_that_a_server_has_not_left_like_that() {
+    for facts in [silent, silent_standby, |layout| stopped(layout, DbState::ShutDowned)] {
+        let unsettled = with(facts(together()), |facts| {
+            facts.unsettled =
+                Some(Unsettled { what: "pg_rewind is at work".into(), needed: "wait".into() });
+        });
+        for ask in [Ask::Auto, Ask::Label, Ask::Ordered, Ask::Atomic, Ask::Cold] {
+            refused(&unsettled, ask, &["pg_rewind is at work", "wait"]);
+        }
+    }
 }
 
 #[test]

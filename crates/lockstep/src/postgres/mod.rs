@@ -17,6 +17,7 @@ pub mod row;
 pub mod running;
 pub mod server;
 pub mod session;
+pub mod settled;
 pub mod target;
 pub mod text;
 pub mod tls;

@@ -1,8 +1,8 @@
 //! The backup session as types: only a stopped backup can return a label.
 //!
 //! A non-exclusive backup belongs to its connection (xlogfuncs.c): if that ends early, for whatever reason,
-//! PostgreSQL leaves backup mode by itself and drops the temporary slot. So nothing has to be undone here after an
-//! error; it is enough to drop the connection.
+//! PostgreSQL leaves backup mode by itself. The temporary slot belongs to a connection of its own in the same way. So
+//! nothing has to be undone here after an error; it is enough to drop the connections.
 
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::lsn::{Lsn, SystemIdentifier};
@@ -10,9 +10,11 @@ use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
 
+use super::connection;
 use super::row::column;
 use super::text::Text;
 use super::waiting::{until_interrupted, was_interrupted};
+use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::Following;
 use crate::refusal::Refusal;
@@ -130,14 +132,21 @@ impl Started {
     }
 }
 
-/// A temporary physical slot that keeps the WAL from the LSN it returns; it ends with the connection. That LSN is the
-/// redo point of the newest checkpoint, also of one that is still being made (ReplicationSlotReserveWal in slot.c
-/// takes the shared RedoRecPtr, which CreateCheckPoint in xlog.c sets at its beginning), so pg_control may be one
-/// checkpoint behind it.
+/// A temporary physical slot on a new connection, with which it ends, and the LSN from which on it keeps the WAL. That
+/// LSN is the redo point of the newest checkpoint, also of one that is still being made (ReplicationSlotReserveWal in
+/// slot.c takes the shared RedoRecPtr, which CreateCheckPoint in xlog.c sets at its beginning), so pg_control may be
+/// one checkpoint behind it.
 ///
 /// # Errors
 /// The server's reason.
-pub fn make_slot(client: &mut Client, name: &str) -> Result<Lsn> {
+pub fn hold_slot(config: &ClusterConfig, name: &str) -> Result<(Client, Lsn)> {
+    let mut client = connection::connect(config).map_err(|no_server| {
+        Error::failed(format!("the slot's own connection: {}", no_server.words()))
+    })?;
+    // The sessions of one backup are told apart in pg_stat_activity.
+    client
+        .batch_execute("SET application_name = 'lockstep slot'")
+        .map_err(|e| Error::sql("cannot set application_name", e))?;
     let row = client
         .query_one(
             "SELECT lsn::text FROM pg_create_physical_replication_slot($1, true, true)",
@@ -147,8 +156,8 @@ pub fn make_slot(client: &mut Client, name: &str) -> Result<Lsn> {
     let reserved = lsn(column(&row, 0)?)?;
     // While a row is held, the server's end of the statement stays unread.
     drop(row);
-    hear(client)?;
-    Ok(reserved)
+    hear(&mut client)?;
+    Ok((client, reserved))
 }
 
 /// Writes a record to the WAL, flushes it, and returns its end and the server's time. Every page that was written to
