@@ -27,7 +27,9 @@ fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<V
             None => None,
         };
         match included {
-            Some(included) => whole.extend(files.texts(path, included, depth, expanded)?),
+            Some(included) => {
+                whole.extend(files.texts(path, included.lenient(), depth, expanded)?);
+            }
             None => {
                 whole.extend_from_slice(line);
                 whole.push(b'\n');
@@ -104,6 +106,24 @@ mod tests {
             std::fs::write(at("conf"), text).unwrap();
             assert!(whole(&at("conf"), read).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_can_t_be_opened_is_skipped_where_it_need_not_be() {
+        use rustix::io::Errno;
+        let text_of = |conf: &str, errno: Errno| {
+            let read = |path: &Path| match path.ends_with("conf") {
+                true => Ok(Some(conf.as_bytes().to_vec())),
+                false => Err(Error::io("read", path)(errno.into())),
+            };
+            whole(Path::new("/e/conf"), read).map(|whole| whole.unwrap().text)
+        };
+        let lenient = "include_if_exists 'other'\na = 1";
+        for errno in [Errno::ACCESS, Errno::NOTDIR, Errno::LOOP] {
+            assert_eq!(text_of(lenient, errno).unwrap(), b"a = 1\n");
+            assert!(text_of("include 'other'", errno).is_err());
+        }
+        assert!(text_of(lenient, Errno::IO).is_err(), "it was opened, and isn't known");
     }
 
     #[test]
