@@ -237,6 +237,18 @@ pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
 /// # Errors
 /// When it can't be created.
 pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    create_directory(path, 0o700, owner)
+}
+
+/// The same for a folder that PostgreSQL's group may enter, as `initdb --allow-group-access` makes it: mode 0750.
+///
+/// # Errors
+/// When it can't be created.
+pub fn create_group_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
+    create_directory(path, 0o750, owner)
+}
+
+fn create_directory(path: &Path, mode: u32, owner: Option<Credentials>) -> Result<()> {
     let way = go_to(path, true).map_err(on_the_way(path))?;
     let failed =
         |verb: &'static str| move |errno: Errno| Error::io(verb, path)(std::io::Error::from(errno));
@@ -244,8 +256,8 @@ pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result
         .map_err(failed("open"))?;
     let found = rustix::fs::fstat(&folder).map_err(failed("look at"))?;
     // A folder that is already right may be where nothing can be changed.
-    if found.st_mode & 0o7777 != 0o700 {
-        rustix::fs::fchmod(&folder, Mode::RWXU).map_err(failed("chmod"))?;
+    if found.st_mode & 0o7777 != mode {
+        rustix::fs::fchmod(&folder, Mode::from_raw_mode(mode)).map_err(failed("chmod"))?;
     }
     give(&folder, path, owner)
 }
