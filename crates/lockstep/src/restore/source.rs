@@ -303,6 +303,7 @@ impl FromRepository {
                 build.has_whole(dataset, self.shipped_volume(placed).is_some())?;
                 steps::reached(&format!("restore.received-{}", index + 1))
             };
+            surplus::make_room(build)?;
             let volumes = 0..build.placement.volumes.len();
             volumes.filter(|index| !coming.contains(index)).try_for_each(&mut make)?;
             // The small ones get their names and mounts while the largest is received.
@@ -346,17 +347,14 @@ impl FromRepository {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
                         build.begins_with_files()?;
-                        surplus::make_room(build, &placed.mountpoint)?;
+                        surplus::make_room(build)?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
                         let before = syncing.replace(scope.spawn(move || unsynced.sync()));
                         before.map_or(Ok(()), synced)?;
                     }
-                    None => {
-                        surplus::make_room(build, &placed.mountpoint)?;
-                        make_wal_folders(placed, volume, owner)?;
-                    }
+                    None => make_wal_folders(placed, volume, owner)?,
                 }
                 steps::reached(&format!("restore.received-{}", index + 1))?;
             }
@@ -390,7 +388,6 @@ impl FromRepository {
                 }
             };
         }
-        surplus::make_room(build, &placed.mountpoint)?;
         let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();

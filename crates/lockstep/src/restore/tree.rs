@@ -14,6 +14,7 @@ use pgfiles::wal_name::{WalSegment, is_backup_history};
 
 use super::build::Build;
 use super::placement::Placement;
+use super::source::Source;
 use super::{control, prepared};
 use crate::error::{Error, Result};
 use crate::files;
@@ -169,11 +170,15 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let from = build.set_directory().join("wal");
     let data = &build.placement.data;
     // pg_wal may be a dataset of its own, whose mode says nothing.
-    let mode = data.metadata().map_err(Error::io("look at", data))?.mode();
-    let mode = files::mode_within(mode);
+    let folder = data.metadata().map_err(Error::io("look at", data))?.mode();
+    let mode = files::mode_within(folder);
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
+        // A repository has no pg_wal that is alone on its dataset: its folder was made from scratch.
+        if folder & 0o777 == 0o750 && matches!(build.source, Source::Repository(_)) {
+            files::create_group_directory(pg_wal, owner)?;
+        }
         for path in list(pg_wal)? {
             if !is_folder(&path) {
                 files::remove_file(&path)?;

@@ -40,6 +40,10 @@ pub(super) fn is_empty(folder: &Path) -> Result<bool> {
 pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
+    if let Some(clones) = Marker::read(&placement.directory).filter(|it| it.from_snapshots) {
+        let what = format!("the restore of set {} from snapshots", clones.set);
+        return Err(strange(&placement.directory, what));
+    }
     let wanted = manifest.postgres.system_identifier;
     let older = Marker::of_older(&placement.directory);
     if let Some(marker) = older.as_ref().filter(|marker| !marker.is_of(manifest, asked.source)) {
