@@ -246,6 +246,21 @@ pub fn is_empty_directory(path: &Path) -> Result<bool> {
     Ok(fs::read_dir(path).map_err(Error::io("list", path))?.next().is_none())
 }
 
+/// Refuses a path where nothing can be made, because its file system is mounted read-only: the path, or the first
+/// folder above it that is there. Whatever else may be in the way is left to whoever makes it.
+///
+/// # Errors
+/// As if the folder had been made.
+pub fn refuse_read_only(path: &Path) -> Result<()> {
+    use rustix::fs::{Access, AtFlags, CWD, accessat};
+    let there = path.ancestors().find(|folder| folder.exists());
+    let found = there.map(|folder| accessat(CWD, folder, Access::WRITE_OK, AtFlags::EACCESS));
+    match found {
+        Some(Err(errno @ rustix::io::Errno::ROFS)) => Err(Error::io("create", path)(errno.into())),
+        _ => Ok(()),
+    }
+}
+
 /// Renames a file, and replaces what has the new name; a missing source is fine.
 ///
 /// # Errors

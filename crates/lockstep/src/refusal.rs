@@ -430,6 +430,8 @@ pub enum Refusal {
         at: PathBuf,
         /// Where the volume belongs.
         place: PathBuf,
+        /// Both are in the folder of this restore.
+        is_its: bool,
     },
     /// `--delta` to a folder where another dataset is mounted than the one to create.
     #[error(
@@ -758,6 +760,7 @@ impl Refusal {
             Self::PlaceOfUnmounted { dataset, .. } => format!("mount it (`zfs mount {0}`) and restore with --as zfs --delta; or, if it isn't needed, `zfs destroy -r {0}`; or restore to another folder: nothing was changed", quote(dataset)),
             Self::PlaceNotEmpty { .. } => "an older restore --as files? --as files --delta continues with it or goes over it; or restore to another folder: nothing was changed".into(),
             Self::MountedInside { point, .. } => format!("`umount {}`, or restore to another folder: --delta would overwrite and remove what is there", quote(&point.display().to_string())),
+            Self::DatasetElsewhere { is_its: true, .. } => "a part that was a folder of its dataset has one of its own by now, or the other way round, and the older restore's can't become the set's: restore to another --dataset and --to. Nothing was changed".into(),
             Self::DatasetElsewhere { .. } => "--delta rolls it back: name the dataset and the folder (--to) of one and the same older restore".into(),
         }
     }

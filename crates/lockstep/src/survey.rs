@@ -13,7 +13,7 @@ use postgres::Client;
 use crate::config::Place;
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::mirror::record::refuse_half_new;
+use crate::mirror::record::refuse_incomplete;
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
 use crate::postgres::links::{self, Link};
@@ -44,7 +44,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let directory = &cx.cluster.data_directory;
     // Before the server is asked, too: it doesn't answer.
     reachable(cx)?;
-    refuse_half_new(cx)?;
+    refuse_incomplete(cx)?;
     let control = instance::read_control(directory).map_err(|error| no_cluster(cx, error))?;
     let postmaster = instance::postmaster(directory)?;
     let is_seen = postmaster.is_some();

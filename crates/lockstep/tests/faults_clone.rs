@@ -9,13 +9,13 @@ use std::path::{Path, PathBuf};
 use support::cluster::{Cluster, Stop};
 use support::command::{command, give_to_postgres, must, wait_until};
 use support::faults::{
-    Hooks, assert_nothing_remains, assert_said, differences, kill_at, restore_arguments,
-    server_by_hand, signal_at, walk,
+    Hooks, assert_nothing_remains, assert_restorable, assert_said, differences, kill_at,
+    restore_arguments, server_by_hand, signal_at, walk,
 };
 use support::fixture::Fixture;
 use support::layout::two_pools_four_datasets;
 use support::lockstep::{LIMIT, Set, exit, json_of, toml_string};
-use support::pools::{destroy as destroy_dataset, patiently};
+use support::pools::{destroy as destroy_dataset, patiently, zfs};
 use support::workspace::processes_of;
 
 fn quiet() -> Fixture {
@@ -159,6 +159,38 @@ fn several_clones() {
     lockstep.expect(exit::DONE, &["clone", "destroy", "twice"]);
     lockstep.expect(exit::DONE, &["clone", "destroy", "once"]);
     assert_nothing_remains(&fixture, &[], "all clones destroyed");
+}
+
+/// `zfs promote` of a clone's datasets takes along the snapshots of its set and of all older ones.
+#[test]
+fn a_promoted_clone_goes_once_its_snapshots_are_back() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    let [older, newer] = [(); 2].map(|()| lockstep.backup("label").id);
+    lockstep.clone_create("dev", &[]);
+    let originals: Vec<_> = fixture
+        .clones()
+        .into_iter()
+        .map(|clone| {
+            zfs(&["promote", &clone.name]);
+            clone.origin.split_once('@').expect("it is a snapshot").0.to_owned()
+        })
+        .collect();
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]);
+    assert!(!checked.stdout.contains("was renamed"), "{}", checked.describe());
+    let failed = lockstep.expect(exit::FAILED, &["clone", "destroy", "dev"]);
+    assert!(!failed.stderr.contains("zfs destroy"), "{}", failed.describe());
+    for original in &originals {
+        let way_out = format!("zfs promote {original}");
+        assert_said(&failed, &[&format!("`{way_out}`")]);
+        assert!(checked.stdout.contains(&way_out), "{way_out}: {}", checked.describe());
+        zfs(&["promote", original]);
+    }
+    for set in [&older, &newer] {
+        assert_restorable(&fixture, set);
+    }
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    assert_nothing_remains(&fixture, &[], "destroyed after it was promoted");
 }
 
 /// While a pool is away, nobody can tell that the clone's datasets are gone: they come back with it.

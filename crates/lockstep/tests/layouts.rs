@@ -432,6 +432,15 @@ fn what_files_in_the_data_directory_include_from_elsewhere_is_in_the_set() {
     };
     let place = |name: &str| etc.join(name).display().to_string();
     append("postgresql.conf", &format!("include_dir '{}'", place("empty.d")));
+    // Which the server can't open, and skips.
+    let closed = fixture.root().join("closed");
+    std::fs::create_dir(&closed).expect("the test may");
+    std::fs::write(closed.join("x.conf"), "work_mem = '8MB'\n").expect("the test may");
+    std::fs::set_permissions(&closed, std::os::unix::fs::PermissionsExt::from_mode(0o700))
+        .expect("it is ours");
+    let in_it = closed.join("x.conf");
+    append("postgresql.conf", &format!("include_if_exists '{}'", in_it.display()));
+    append("postgresql.conf", &format!("include_if_exists '{}/x'", in_it.display()));
     append("postgresql.conf", &format!("include_dir '{}'", place("conf.d")));
     append("postgresql.conf", &format!("data_directory = '{}'", cluster.data.display()));
     append("pg_hba.conf", &format!("include \"{}\"", place("hba.conf")));

@@ -716,6 +716,8 @@ fn a_set_whose_snapshot_went_with_a_promoted_clone() {
     let words = format!("zfs promote {dataset}");
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
     assert!(checked.contains(&words), "{checked}");
+    // The older one went along, and comes back with it.
+    assert!(!checked.contains("was renamed"), "{checked}");
     let planned = json_of(&lockstep.expect(exit::PROBLEMS, &["--json", "prune", "--dry-run"]));
     let told = told(&planned, 0);
     assert_eq!(with_action(&told, "remove"), [&*first.id], "{planned}");

@@ -71,7 +71,7 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             Whose::Ours => {
                 let entry = restore::gone_on::still_there(cx, &entry)?;
                 let goes = restore::gone_on::without_kept(&entry);
-                let has_data = restore::unfinished::has_data(&entry)?;
+                let has_data = restore::unfinished::has_data(&cx.zfs, &entry)?;
                 let in_the_way = restore::unfinished::in_the_way(cx, &goes)?;
                 all.push(of_restore(&entry, has_data, &in_the_way));
             }

@@ -149,7 +149,7 @@ fn renamed<'a>(
     for ((set, volume), snapshot) in volumes.into_iter().zip(names) {
         if let Some(now) = renamed.get(&snapshot) {
             let promoted =
-                standing.get(now).and_then(|s| removal::promoted(&volume.dataset, now, s));
+                standing.get(now).and_then(|s| removal::comes_back(&volume.dataset, now, s));
             let (what, hint) = match promoted {
                 Some(what) => (
                     what,

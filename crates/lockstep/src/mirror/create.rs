@@ -112,7 +112,7 @@ fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) 
     steps::reached("mirror.datasets")?;
     primary.make_slot(&record.slot)?;
     steps::reached("mirror.slot")?;
-    fill::base_backup(home, record, facts.size)?;
+    fill::base_backup(home, record, facts)?;
     steps::reached("mirror.filled")?;
     fill::make_standby(record, primary)?;
     serve::launch(home, record)?;
@@ -235,6 +235,10 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
     check_primary(&mut primary, &facts, wanted)?;
     let bin_dir = instance::bin_dir(wanted.bin_dir.as_deref(), Some(facts.major))?;
     let directory = directory(home, wanted)?;
+    // ZFS mounts over a folder that is there, and makes one that isn't.
+    if !directory.exists() {
+        files::refuse_read_only(&directory)?;
+    }
     let places = places(&wanted.dataset, &directory, &wanted.tablespaces, &facts)?;
     check_places(home, &places, facts.size)?;
     let record = Record {
@@ -354,30 +358,39 @@ fn directory(home: &Home, wanted: &Create) -> Result<PathBuf> {
     Ok(path)
 }
 
+/// The dataset of this name below a mirror's top dataset.
+pub(super) fn below(top: &DatasetName, leaf: &str) -> Result<DatasetName> {
+    DatasetName::new(&format!("{top}/{leaf}")).map_err(Error::failed)
+}
+
+/// The name of a tablespace's dataset and folder.
+pub(super) fn leaf_of(oid: u32, name: &str) -> String {
+    let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
+    if plain { format!("ts-{name}") } else { format!("ts-{oid}") }
+}
+
 /// The datasets, the top first. A pure function of the request and the primary's facts.
-pub(super) fn places(
+fn places(
     top: &DatasetName,
     directory: &Path,
     elsewhere: &[(String, DatasetName)],
     facts: &Facts,
 ) -> Result<Vec<Place>> {
-    let below = |leaf: &str| DatasetName::new(&format!("{top}/{leaf}")).map_err(Error::failed);
     let place = |kind, dataset, directory| Place { kind, dataset, directory };
     let mut all = vec![
         place(Kind::Top, top.clone(), directory.to_path_buf()),
-        place(Kind::Data, below("data")?, directory.join("data")),
-        place(Kind::Wal, below("wal")?, directory.join("wal")),
+        place(Kind::Data, below(top, "data")?, directory.join("data")),
+        place(Kind::Wal, below(top, "wal")?, directory.join("wal")),
     ];
     let mut used = Vec::new();
     for (oid, name, location) in &facts.tablespaces {
         let asked =
             elsewhere.iter().find(|(which, _)| *which == *name || *which == oid.to_string());
         used.extend(asked.map(|(which, _)| which.clone()));
-        let plain = name.chars().all(|c| c.is_ascii_alphanumeric() || "_-.".contains(c));
-        let leaf = if plain { format!("ts-{name}") } else { format!("ts-{oid}") };
+        let leaf = leaf_of(*oid, name);
         let dataset = match asked {
             Some((_, dataset)) => dataset.clone(),
-            None => below(&leaf)?,
+            None => below(top, &leaf)?,
         };
         let kind = Kind::Tablespace { oid: *oid, name: name.clone(), location: location.clone() };
         all.push(place(kind, dataset, directory.join(&leaf)));

@@ -15,6 +15,7 @@ use crate::names::ClusterName;
 use crate::set::journal::BackupJournal;
 use crate::set::unfinished as sets;
 use crate::steps;
+use crate::volume::zfs::DatasetName;
 
 /// How a destroy ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -163,23 +164,28 @@ pub(super) fn take_away(
     reached: impl Fn(&str) -> Result<()>,
 ) -> Result<Destroyed> {
     // Somebody may have given up on it, and have another cluster there, or under its name, by now.
-    if record.has_data()? {
+    if record.has_data(&home.zfs)? {
         fill::end_fillers(record);
         serve::stop(record)?;
     }
     reached("mirror.destroy-stopped")?;
     let left_on_primary = drop_slot(record);
-    if record.is_registered()? {
+    if record.is_registered(&home.zfs)? {
         files::remove_file(&record.registration)?;
+    } else if record.registration.exists() {
+        tracing::warn!(
+            "\"{}\" stays, because it may be another cluster's by now: remove it if it isn't",
+            record.registration.display()
+        );
     }
     reached("mirror.destroy-unregistered")?;
     // The top holds the mount points of the others, so it goes last.
     for place in record.places.iter().filter(|place| place.kind != Kind::Top) {
-        home.zfs.destroy_carrying(&place.dataset, PROPERTY, record.name.as_str())?;
+        destroy_own(home, record, &place.dataset)?;
         remove_folder(&place.directory)?;
     }
     for place in record.places.iter().filter(|place| place.kind == Kind::Top) {
-        home.zfs.destroy_carrying(&place.dataset, PROPERTY, record.name.as_str())?;
+        destroy_own(home, record, &place.dataset)?;
     }
     reached("mirror.destroy-datasets")?;
     for folder in &record.made_folders {
@@ -188,6 +194,17 @@ pub(super) fn take_away(
     files::remove_file(&home.record_path(&record.name))?;
     home.remove_lock(&record.name);
     Ok(Destroyed { left_on_primary })
+}
+
+/// Destroys a dataset of the mirror's. One of its name that doesn't carry its mark is somebody else's by now.
+fn destroy_own(home: &Home, record: &Record, dataset: &DatasetName) -> Result<()> {
+    let name = record.name.as_str();
+    if !home.zfs.destroy_carrying(dataset, PROPERTY, name)? {
+        tracing::warn!(
+            "dataset \"{dataset}\" stays: it doesn't carry {PROPERTY}={name}, so it isn't this mirror's"
+        );
+    }
+    Ok(())
 }
 
 /// Drops the slot. Returns the statement to run by hand if that failed.
@@ -204,6 +221,10 @@ fn drop_slot(record: &Record) -> Option<String> {
 /// Removes an empty folder. One that isn't empty, or doesn't exist, is no error.
 fn remove_folder(path: &std::path::Path) -> Result<()> {
     use std::io::ErrorKind;
+    // On a file system that is mounted read-only, rmdir(2) says so even if there is no such folder.
+    if path.symlink_metadata().is_err_and(|e| e.kind() == ErrorKind::NotFound) {
+        return Ok(());
+    }
     match std::fs::remove_dir(path) {
         Err(e)
             if matches!(

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use super::primary::Primary;
+use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Record};
 use super::room;
 use crate::error::{Error, Result};
@@ -22,7 +22,10 @@ use crate::words::bytes;
 const PROGRESS: Duration = Duration::from_secs(10);
 
 /// Takes a base backup into the mirror's empty folders.
-pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()> {
+///
+/// pg_basebackup takes the first mapping of a path. So those of tablespaces that were dropped are left out: the
+/// primary may have another at such a path by now.
+pub(super) fn base_backup(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
     let mut program = Program::new(record.bin_dir.join("pg_basebackup"))
         .args(["--checkpoint=fast", "--wal-method=stream", "--no-password", "--slot"])
         .arg(&record.slot)
@@ -32,13 +35,16 @@ pub(super) fn base_backup(home: &Home, record: &Record, size: u64) -> Result<()>
         .arg(record.wal())
         .arg("--dbname")
         .arg(record.conninfo()?.to_string());
+    let has = |oid: u32| facts.tablespaces.iter().any(|(known, _, _)| *known == oid);
     for place in &record.places {
-        if let Kind::Tablespace { location, .. } = &place.kind {
+        if let Kind::Tablespace { oid, location, .. } = &place.kind
+            && has(*oid)
+        {
             program = program.arg("--tablespace-mapping").arg(mapping(location, &place.directory));
         }
     }
     let program = program.as_user(record.credentials()?).current_dir(&record.run_directory());
-    run(home, record, program, size)
+    run(home, record, program, facts.size)
 }
 
 /// Runs pg_rewind, which copies the pages that differ since the timelines parted from the primary.

@@ -276,16 +276,22 @@ impl Record {
     }
 
     /// Whether its own dataset is mounted where its data directory is.
-    pub(super) fn has_data(&self) -> Result<bool> {
+    pub(super) fn has_data(&self, zfs: &Zfs) -> Result<bool> {
         let Some(place) = self.place_of(&Kind::Data) else { return Ok(false) };
         let mounts = Mounts::read()?;
         let mount = mounts.holding(&place.directory);
-        Ok(mount.is_some_and(|mount| mount.is_of(place.dataset.as_str())))
+        Ok(mount.is_some_and(|mount| mount.is_of(place.dataset.as_str()))
+            && self.has(place, zfs)?)
     }
 
-    /// Whether the file that registers it is its own: it is as it was written, or names its data directory, which is
-    /// there.
-    pub(super) fn is_registered(&self) -> Result<bool> {
+    /// Whether the dataset is there and carries the mirror's mark: its name alone doesn't say that.
+    fn has(&self, place: &Place, zfs: &Zfs) -> Result<bool> {
+        Ok(zfs.carries(&place.dataset, PROPERTY, self.name.as_str())? == Some(true))
+    }
+
+    /// Whether the file that registers it is its own: it is as it was written, or names its data directory, whose
+    /// dataset is there, mounted or not.
+    pub(super) fn is_registered(&self, zfs: &Zfs) -> Result<bool> {
         let text = std::fs::read_to_string(&self.registration).unwrap_or_default();
         if text == self.as_toml()? {
             return Ok(true);
@@ -293,7 +299,9 @@ impl Record {
         let all: toml::Table = text.parse().unwrap_or_default();
         let own = all.get("clusters").and_then(|all| all.get(self.name.as_str()));
         let data = own.and_then(|own| own.get("data_directory")).and_then(toml::Value::as_str);
-        Ok(data.is_some_and(|data| Path::new(data) == self.data()) && self.has_data()?)
+        let is_its = data.is_some_and(|data| Path::new(data) == self.data());
+        let Some(place) = self.place_of(&Kind::Data).filter(|_| is_its) else { return Ok(false) };
+        self.has(place, zfs)
     }
 
     /// The file with the primary's password for libpq, mode 0600, owned by os_user. It is in the top folder, which is
@@ -383,29 +391,34 @@ impl Record {
     }
 }
 
-/// Refuses a cluster that is a mirror whose data is being replaced, or was when that was interrupted: it is half old
-/// and half new, and its pg_control says "shut down" until the end.
+/// Refuses a cluster that is a mirror which is being made, removed or given new data, or was when that was interrupted.
+/// With half of its data replaced, pg_control says "shut down" until the end; and the next `mirror` command removes what
+/// isn't complete, with its registration: a set of it would then be of no cluster.
 ///
 /// # Errors
 /// [`Refusal::Mirror`] for such a mirror; an error when its record can't be read.
-pub(crate) fn refuse_half_new(cx: &Context) -> Result<()> {
+pub(crate) fn refuse_incomplete(cx: &Context) -> Result<()> {
     let path = cx.state.of_host("mirrors").join(format!("{}.json", cx.name));
     let record = journal::read::<Record>(&path)?;
-    let is_it = |record: &Record| {
-        record.phase == Phase::Recreating && record.data() == cx.cluster.data_directory
+    let Some(record) = record.filter(|record| record.data() == cx.cluster.data_directory) else {
+        return Ok(());
     };
-    match record.filter(is_it) {
-        None => Ok(()),
-        Some(record) => Err(Refusal::Mirror {
-            what: format!("mirror \"{}\" is half old and half new", record.name),
-            needed: format!(
-                "`{} mirror recreate {}` replaces its data: wait for it if it runs; if it was interrupted, run it again",
-                program(),
-                record.name
-            ),
-        }
-        .into()),
+    let (is, command, does) = match record.phase {
+        Phase::Ready => return Ok(()),
+        // state_dir came back from a copy.
+        Phase::Making if record.was_complete(&cx.zfs)? => return Ok(()),
+        Phase::Recreating => ("is half old and half new", "recreate", "replaces its data"),
+        Phase::Making => ("isn't complete", "create", "makes it"),
+        Phase::Destroying => ("is being removed", "destroy", "removes it"),
+    };
+    let (name, program) = (record.name, program());
+    Err(Refusal::Mirror {
+        what: format!("mirror \"{name}\" {is}"),
+        needed: format!(
+            "`{program} mirror {command} {name}` {does}: wait for it if it runs; if it was interrupted, run it again"
+        ),
     }
+    .into())
 }
 
 /// Where this host's mirrors are recorded and registered.

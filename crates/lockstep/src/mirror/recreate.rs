@@ -3,9 +3,11 @@
 //! Its datasets stay, and so do the snapshots of its old sets. What could go wrong: it ends half way. The record then
 //! says `recreating`, the mirror is neither started nor backed up, and the command can be run again.
 
+use std::path::PathBuf;
+
 use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
-use super::record::{Home, Kind, Phase, Record};
+use super::record::{Home, Kind, Phase, Place, Record};
 use super::{fill, room, serve};
 use crate::config::Config;
 use crate::context::{Context, program};
@@ -14,6 +16,7 @@ use crate::files;
 use crate::names::ClusterName;
 use crate::postgres::instance;
 use crate::steps;
+use crate::volume::zfs::DatasetName;
 use crate::words::bytes;
 
 /// How a mirror's data was replaced.
@@ -51,10 +54,10 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     check(home, &record, &facts)?;
     let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
     room::check(home, &record, rewind)?;
+    add_tablespaces(home, &mut record, &facts)?;
 
     fill::end_fillers(&record);
     serve::stop(&record)?;
-    add_tablespaces(&mut record, &facts)?;
     record.standby_settings = facts.settings;
     record.phase = Phase::Recreating;
     home.write(&record)?;
@@ -88,7 +91,7 @@ fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Resu
         files::empty_directory(&place.directory)?;
     }
     steps::reached("mirror.recreate-emptied")?;
-    fill::base_backup(home, record, facts.size)?;
+    fill::base_backup(home, record, facts)?;
     Ok(How::BaseBackup)
 }
 
@@ -139,21 +142,48 @@ fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
 }
 
 /// Adds a dataset for each tablespace that is new on the primary. Tablespaces that the primary no longer has keep
-/// theirs, for the old sets.
-fn add_tablespaces(record: &mut Record, facts: &Facts) -> Result<()> {
-    let top = record.places.iter().find(|place| place.kind == Kind::Top);
-    let top = top.map(|place| place.dataset.clone());
-    let dataset = top.ok_or_else(|| Error::failed("the mirror's record has no dataset"))?;
-    for place in create::places(&dataset, &record.top(), &[], facts)? {
-        let Kind::Tablespace { oid, location, .. } = &place.kind else { continue };
+/// theirs, for the old sets; so does one that was renamed there.
+fn add_tablespaces(home: &Home, record: &mut Record, facts: &Facts) -> Result<()> {
+    for (oid, name, location) in &facts.tablespaces {
         let known = record.places.iter_mut().find_map(|known| match &mut known.kind {
             Kind::Tablespace { oid: known, location, .. } if known == oid => Some(location),
             _ => None,
         });
         match known {
             Some(known) => known.clone_from(location),
-            None => record.places.push(place),
+            None => {
+                let (dataset, directory) = free_place(home, record, *oid, name)?;
+                let (name, location) = (name.clone(), location.clone());
+                let kind = Kind::Tablespace { oid: *oid, name, location };
+                record.places.push(Place { kind, dataset, directory });
+            }
         }
     }
     Ok(())
+}
+
+/// A dataset and folder for a new tablespace. One that was renamed or dropped may have those of its name.
+fn free_place(
+    home: &Home,
+    record: &Record,
+    oid: u32,
+    name: &str,
+) -> Result<(DatasetName, PathBuf)> {
+    let top = record.places.iter().find(|place| place.kind == Kind::Top);
+    let top = top.ok_or_else(|| Error::failed("the mirror's record has no dataset"))?;
+    let by_name = create::leaf_of(oid, name);
+    let with_oid = format!("{by_name}-{oid}");
+    for leaf in [&by_name, &with_oid] {
+        let dataset = create::below(&top.dataset, leaf)?;
+        let directory = top.directory.join(leaf);
+        let has_it = |place: &Place| place.dataset == dataset || place.directory == directory;
+        if !record.places.iter().any(has_it) && !home.zfs.exists(dataset.as_str())? {
+            return Ok((dataset, directory));
+        }
+    }
+    let dataset = create::below(&top.dataset, &with_oid)?;
+    refuse(
+        format!("tablespace \"{name}\" is new on the primary, and dataset \"{dataset}\" exists"),
+        "the mirror makes its own: zfs rename that one, or destroy it if nobody needs it",
+    )
 }

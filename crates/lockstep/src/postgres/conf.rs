@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use super::includes::{self, Files, Skipped, Whole, check_depth};
+use super::includes::{self, Files, Whole, check_depth};
 use super::recovery::{lines, name_of};
 use crate::error::Result;
 
@@ -15,7 +15,7 @@ pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
 ) -> Result<Option<Whole>> {
-    includes::whole(path, Skipped::Unopened, read, expanded)
+    includes::whole(path, read, expanded)
 }
 
 fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {
@@ -27,7 +27,9 @@ fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<V
             None => None,
         };
         match included {
-            Some(included) => whole.extend(files.texts(path, included, depth, expanded)?),
+            Some(included) => {
+                whole.extend(files.texts(path, included.lenient(), depth, expanded)?);
+            }
             None => {
                 whole.extend_from_slice(line);
                 whole.push(b'\n');
@@ -100,23 +102,28 @@ mod tests {
             assert!(found.places.contains(&at(place)), "{place}: {:?}", found.places);
         }
         assert!(whole(&at("none"), read).unwrap().is_none());
-        // What the server can't open is skipped where it needn't exist; pg_hba.conf's has to be missing for that.
-        let closed = |path: &Path| match path == at("rest") {
-            true => Err(Error::failed("closed")),
-            false => read(path),
-        };
-        std::fs::write(at("conf"), "a = 1\ninclude_if_exists rest\nb = 2\n").unwrap();
-        let found = whole(&at("conf"), closed).unwrap().unwrap();
-        assert_eq!(String::from_utf8(found.text).unwrap(), "a = 1\nb = 2\n");
-        assert!(crate::postgres::hba::whole(&at("conf"), closed).is_err());
-        std::fs::write(at("conf"), "include 'rest'\n").unwrap();
-        assert!(whole(&at("conf"), closed).is_err());
-        std::fs::write(at("conf"), "include_if_exists 'conf'\n").unwrap();
-        assert!(whole(&at("conf"), read).is_err(), "without end");
         for text in ["include 'gone'", "include 'conf'", "include_dir 'gone'"] {
             std::fs::write(at("conf"), text).unwrap();
             assert!(whole(&at("conf"), read).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn what_can_t_be_opened_is_skipped_where_it_need_not_be() {
+        use rustix::io::Errno;
+        let text_of = |conf: &str, errno: Errno| {
+            let read = |path: &Path| match path.ends_with("conf") {
+                true => Ok(Some(conf.as_bytes().to_vec())),
+                false => Err(Error::io("read", path)(errno.into())),
+            };
+            whole(Path::new("/e/conf"), read).map(|whole| whole.unwrap().text)
+        };
+        let lenient = "include_if_exists 'other'\na = 1";
+        for errno in [Errno::ACCESS, Errno::NOTDIR, Errno::LOOP] {
+            assert_eq!(text_of(lenient, errno).unwrap(), b"a = 1\n");
+            assert!(text_of("include 'other'", errno).is_err());
+        }
+        assert!(text_of(lenient, Errno::IO).is_err(), "it was opened, and isn't known");
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use super::includes::{self, Files, Skipped, Whole, beside, check_depth};
+use super::includes::{self, Files, Whole, beside, check_depth};
 use crate::error::Result;
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists.
@@ -17,7 +17,7 @@ pub fn whole(
     path: &Path,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
 ) -> Result<Option<Whole>> {
-    includes::whole(path, Skipped::Missing, read, expanded)
+    includes::whole(path, read, expanded)
 }
 
 fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<Vec<u8>> {

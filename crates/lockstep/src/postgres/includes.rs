@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 use crate::error::{Error, Result};
 
 /// How deep files may include one another (CONF_FILE_START_DEPTH and CONF_FILE_MAX_DEPTH in conffiles.h).
@@ -25,18 +27,8 @@ pub struct Whole {
 /// Files that are read as one.
 pub(super) struct Files<'a> {
     read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
-    skipped: Skipped,
     left: u32,
     places: Vec<PathBuf>,
-}
-
-/// Which files of `include_if_exists` a server passes over.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Skipped {
-    /// Those that don't exist (tokenize_auth_file in hba.c).
-    Missing,
-    /// Those that it can't open, whatever the reason (ParseConfigFile in guc-file.l).
-    Unopened,
 }
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists, and
@@ -46,11 +38,10 @@ pub(super) enum Skipped {
 /// When one of the files can't be read or doesn't exist, or they include too much.
 pub(super) fn whole(
     path: &Path,
-    skipped: Skipped,
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
     expanded: impl Fn(&mut Files, &Path, &[u8], u32) -> Result<Vec<u8>>,
 ) -> Result<Option<Whole>> {
-    let mut files = Files { read: &read, skipped, left: MOST, places: Vec::new() };
+    let mut files = Files { read: &read, left: MOST, places: Vec::new() };
     let Some(text) = files.take(path)? else { return Ok(None) };
     let text = expanded(&mut files, path, &text, 0)?;
     Ok(Some(Whole { text, places: files.places }))
@@ -80,14 +71,14 @@ impl Files<'_> {
         name: &[u8],
     ) -> Result<Option<Included>> {
         let place = beside(by, name);
-        let found = match directive {
-            b"include" => Included { files: vec![place.clone()], have_to_be: true },
-            b"include_if_exists" => Included { files: vec![place.clone()], have_to_be: false },
-            b"include_dir" => Included { files: files_in(&place)?, have_to_be: true },
+        let (files, have_to_be) = match directive {
+            b"include" => (vec![place.clone()], true),
+            b"include_if_exists" => (vec![place.clone()], false),
+            b"include_dir" => (files_in(&place)?, true),
             _ => return Ok(None),
         };
         self.places.push(place);
-        Ok(Some(found))
+        Ok(Some(Included { files, have_to_be, is_lenient: false }))
     }
 
     /// The texts of what is included, with what these include in turn, one after another.
@@ -103,8 +94,8 @@ impl Files<'_> {
             let text = match included.have_to_be {
                 true => Some(self.demand(&file, by)?),
                 false => match self.take(&file) {
-                    Err(_) if self.skipped == Skipped::Unopened && self.left > 0 => None,
-                    taken => taken?,
+                    Err(error) if included.is_lenient && is_unopened(&error) => None,
+                    other => other?,
                 },
             };
             if let Some(text) = text {
@@ -119,6 +110,27 @@ impl Files<'_> {
 pub(super) struct Included {
     files: Vec<PathBuf>,
     have_to_be: bool,
+    /// Those that don't have to be are skipped whenever they can't be opened, not only if they don't exist.
+    is_lenient: bool,
+}
+
+impl Included {
+    /// The same, as postgresql.conf includes it: ParseConfigFile in guc-file.l skips what it can't open.
+    pub(super) fn lenient(self) -> Self {
+        Self { is_lenient: true, ..self }
+    }
+}
+
+/// Whether a file couldn't even be opened: by its permissions, or because its path leads nowhere.
+fn is_unopened(error: &Error) -> bool {
+    match error {
+        Error::Io { source, .. } => {
+            let why = source.raw_os_error().map(Errno::from_raw_os_error);
+            matches!(why, Some(Errno::ACCESS | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG))
+        }
+        Error::Command { error, .. } => error.stderr().contains("Permission denied"),
+        _ => false,
+    }
 }
 
 /// Refuses files that include one another too deep.

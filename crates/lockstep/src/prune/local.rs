@@ -325,9 +325,9 @@ impl Facts {
         let (volume, found) = set.first_gone(&self.standing)?;
         let name = &volume.snapshot;
         if let Some((now, standing)) = self.moved.get(name) {
-            return Some(removal::promoted(&volume.dataset, now, standing).unwrap_or_else(|| {
-                format!("\"{name}\" is \"{now}\" now: {}", removal::renaming(name, now))
-            }));
+            return Some(removal::comes_back(&volume.dataset, now, standing).unwrap_or_else(
+                || format!("\"{name}\" is \"{now}\" now: {}", removal::renaming(name, now)),
+            ));
         }
         let rid = format!("; to be rid of the set: {} prune --local --set {}", lockstep(), set.set);
         Some(match found {

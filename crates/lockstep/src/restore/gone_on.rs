@@ -80,7 +80,7 @@ pub fn still_there(cx: &Context, entry: &RestoreJournal) -> Result<RestoreJourna
         }
     }
     if let Some(dataset) = entry.data_on.as_ref().filter(|_| entry.is_over_older) {
-        entry.is_over_older = cx.zfs.exists(dataset.as_str())?;
+        entry.is_over_older = others::is_restored(&cx.zfs, dataset)?;
     }
     Ok(entry)
 }
@@ -92,8 +92,8 @@ pub fn still_there(cx: &Context, entry: &RestoreJournal) -> Result<RestoreJourna
 /// When a server doesn't stop, a half-received dataset can't be destroyed, pg_control can't be renamed, or it can't be
 /// recorded there that it has ended.
 pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    stop(entry)?;
-    if others::has_data(entry)? {
+    stop(cx, entry)?;
+    if others::has_data(&cx.zfs, entry)? {
         control::hold(&entry.data)?;
     }
     let goes = without_kept(entry);

@@ -19,6 +19,7 @@ use super::source::Source;
 use super::surplus;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::postgres::server;
 use crate::process::quote;
 use crate::refusal::Refusal;
@@ -60,6 +61,10 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         outside(&live, path)?;
         if !(delta && is_older_link(placement, path)) {
             folder_or_nothing(path)?;
+        }
+        // A dataset can be mounted at a folder that is there, wherever that is.
+        if path == placement.directory || !path.exists() {
+            files::refuse_read_only(path)?;
         }
         if !delta && !older::is_empty(path)? {
             return Err(in_use(path, placement));

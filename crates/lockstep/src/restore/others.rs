@@ -10,11 +10,13 @@
 use std::path::{Path, PathBuf};
 
 use super::marker::Marker;
+use super::unfinished::MADE_BY;
 use super::{control, gone_on, tree};
 use crate::error::Result;
 use crate::postgres::instance;
 use crate::set::journal::RestoreJournal;
 use crate::volume::mounts::Mounts;
+use crate::volume::zfs::{DatasetName, Zfs};
 
 /// Whose DIR is by now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,18 +71,27 @@ fn is_another_cluster(entry: &RestoreJournal) -> bool {
     })
 }
 
+/// Whether there is a dataset of this name that a restore has made: this one, or the older one that it goes over. Its
+/// name alone doesn't say that.
+///
+/// # Errors
+/// When ZFS fails.
+pub(super) fn is_restored(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
+    Ok(zfs.exists(dataset.as_str())? && zfs.all_carry(std::slice::from_ref(dataset), MADE_BY)?)
+}
+
 /// Whether what is where its data directory was to be is this restore's: its dataset is mounted there, or, as files,
 /// DIR is its, and the cluster is the set's.
 ///
 /// # Errors
-/// When the mounts can't be read.
-pub(crate) fn has_data(entry: &RestoreJournal) -> Result<bool> {
+/// When the mounts can't be read, or ZFS fails.
+pub(crate) fn has_data(zfs: &Zfs, entry: &RestoreJournal) -> Result<bool> {
     let Some(dataset) = &entry.data_on else {
         return Ok(are_away(entry) && !is_another_cluster(entry));
     };
     let mounts = Mounts::read()?;
     let mount = mounts.holding(&entry.data);
-    Ok(mount.is_some_and(|mount| mount.is_of(dataset.as_str())))
+    Ok(mount.is_some_and(|mount| mount.is_of(dataset.as_str())) && is_restored(zfs, dataset)?)
 }
 
 /// Whether a link leads where this restore made it lead.

@@ -304,6 +304,7 @@ impl FromRepository {
                 build.has_whole(dataset, self.shipped_volume(placed).is_some())?;
                 steps::reached(&format!("restore.received-{}", index + 1))
             };
+            surplus::make_room(build)?;
             let volumes = 0..build.placement.volumes.len();
             volumes.filter(|index| !coming.contains(index)).try_for_each(&mut make)?;
             // The small ones get their names and mounts while the largest is received.
@@ -347,7 +348,7 @@ impl FromRepository {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
                         build.begins_with_files()?;
-                        surplus::make_room(build, &placed.mountpoint)?;
+                        surplus::make_room(build)?;
                         let (one, unsynced) =
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
@@ -355,10 +356,7 @@ impl FromRepository {
                             syncing.replace(threads::start(scope, move || unsynced.sync())?);
                         before.map_or(Ok(()), synced)?;
                     }
-                    None => {
-                        surplus::make_room(build, &placed.mountpoint)?;
-                        make_wal_folders(placed, volume, owner)?;
-                    }
+                    None => make_wal_folders(placed, volume, owner)?,
                 }
                 steps::reached(&format!("restore.received-{}", index + 1))?;
             }
@@ -392,7 +390,6 @@ impl FromRepository {
                 }
             };
         }
-        surplus::make_room(build, &placed.mountpoint)?;
         let mountpoint = zfs.mountpoint_for(dataset, &placed.mountpoint)?;
         let kept = self.properties(shipped)?;
         let mut properties = marks(build).to_vec();

@@ -69,17 +69,25 @@ pub(super) fn is_link_for_a_folder(placement: &Placement, path: &Path) -> bool {
     is_known && !is_wanted && leads_into_it
 }
 
-/// Removes such a link before the folder is made. From here on the older restore is changed, and nothing starts on it.
-pub(super) fn make_room(build: &Build, folder: &Path) -> Result<()> {
-    if !build.is_over_an_older_restore() || !is_link_for_a_folder(&build.placement, folder) {
+/// Removes all such links before the first volume is changed. From here on the older restore is changed, and nothing
+/// starts on it.
+///
+/// With the set's data directory in place, a link to its pg_wal would lead on to the original's: if the restore ended
+/// there, `--delta` would refuse to continue.
+pub(super) fn make_room(build: &Build) -> Result<()> {
+    if !build.is_over_an_older_restore() {
         return Ok(());
     }
-    build.older.is_changed.set(true);
-    if folder == build.placement.directory.join("data") {
-        // The older restore's data directory, which lies elsewhere.
-        control::hold(folder)?;
+    let folders = build.placement.volumes.iter().map(|volume| &volume.mountpoint);
+    for link in folders.filter(|folder| is_link_for_a_folder(&build.placement, folder)) {
+        build.older.is_changed.set(true);
+        if *link == build.placement.directory.join("data") {
+            // The older restore's data directory, which lies elsewhere.
+            control::hold(link)?;
+        }
+        files::remove_file(link)?;
     }
-    files::remove_file(folder)
+    Ok(())
 }
 
 /// Removes them if the older restore's marker says that they are Lockstep's; returns how many names were removed.

@@ -24,7 +24,7 @@ use crate::lock::{Lock, LockError};
 use crate::postgres::{instance, server};
 use crate::process::quote;
 use crate::set::journal::{self, RestoreJournal};
-use crate::volume::zfs::{DatasetName, SnapshotName};
+use crate::volume::zfs::{DatasetName, SnapshotName, Standing};
 
 /// The property that names the ended restore that a dataset belongs to.
 const ENDED: &str = "lockstep:ended";
@@ -494,7 +494,7 @@ pub(super) fn held_by(entry: &RestoreJournal) -> String {
 /// # Errors
 /// When one of them stays.
 pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    stop(entry)?;
+    stop(cx, entry)?;
     if let Err(error) = destroy_datasets(cx, entry) {
         hold_what_stays(cx, entry)?;
         return Err(error);
@@ -506,8 +506,8 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 ///
 /// # Errors
 /// When it doesn't stop.
-pub fn stop(entry: &RestoreJournal) -> Result<()> {
-    match others::has_data(entry)? {
+pub fn stop(cx: &Context, entry: &RestoreJournal) -> Result<()> {
+    match others::has_data(&cx.zfs, entry)? {
         true => server::stop(&entry.data, server::Stop::Immediate),
         false => Ok(()),
     }
@@ -517,7 +517,9 @@ pub fn stop(entry: &RestoreJournal) -> Result<()> {
 /// original's tablespaces.
 fn hold_what_stays(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     let Some(dataset) = &entry.data_on else { return Ok(()) };
-    if others::has_data(entry)? && cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
+    if others::has_data(&cx.zfs, entry)?
+        && cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true)
+    {
         control::hold(&entry.data)?;
     }
     Ok(())
@@ -554,14 +556,24 @@ pub struct InTheWay {
 }
 
 impl InTheWay {
-    /// Describes a snapshot that isn't the restore's, and its clones. If a `zfs promote` of the restore's dataset
-    /// moved the original's snapshots there, the clone is the original itself.
-    fn snapshot(snapshot: &SnapshotName, clones: &[DatasetName]) -> Self {
+    /// Describes a snapshot that isn't the restore's. If a `zfs promote` of the restore's dataset moved the original's
+    /// snapshots there, the clone of the newest of them is the original itself, and they all go back with it.
+    fn snapshot(snapshot: &SnapshotName, standing: Option<&Standing>) -> Self {
         let name = snapshot.to_string();
-        match clones.first() {
-            Some(clone) => Self {
+        let clone = standing.and_then(|standing| Some((standing, standing.goes_with.first()?)));
+        match clone {
+            Some((standing, clone)) => Self {
                 name,
-                is: format!("is the origin of \"{clone}\", and `zfs promote` moves it back there"),
+                is: match standing.clones.contains(clone) {
+                    true => {
+                        format!(
+                            "is the origin of \"{clone}\", and `zfs promote` moves it back there"
+                        )
+                    }
+                    false => format!(
+                        "is older than the origin of \"{clone}\", and `zfs promote` moves both there"
+                    ),
+                },
                 way_out: format!("zfs promote {}", quote(clone.as_str())),
             },
             None => Self {
@@ -594,8 +606,7 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
         foreign.retain(|snapshot| !entry.received.contains(&snapshot.to_string()));
         let standing = cx.zfs.standing(&foreign)?;
         for snapshot in foreign {
-            let clones = standing.get(&snapshot).map_or(&[][..], |standing| &standing.clones);
-            found.push(InTheWay::snapshot(&snapshot, clones));
+            found.push(InTheWay::snapshot(&snapshot, standing.get(&snapshot)));
         }
         let below = cx.zfs.descendants(dataset)?.into_iter().filter(|d| d != dataset);
         let foreign = below.filter(|below| !entry.datasets.contains(below));
@@ -611,6 +622,7 @@ pub fn in_the_way(cx: &Context, entry: &RestoreJournal) -> Result<Vec<InTheWay>>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::zfs::Guid;
 
     /// Destroying it would destroy its clones too: `zfs destroy` itself then proposes -R.
     #[test]
@@ -618,9 +630,22 @@ mod tests {
         let [clone, original] =
             ["t/clone", "t/pg/data"].map(|name| DatasetName::new(name).unwrap());
         let snapshot = clone.snapshot("lockstep-20261101T000000Z-aaaa");
-        let promoted = InTheWay::snapshot(&snapshot, std::slice::from_ref(&original));
-        assert_eq!(promoted.way_out, "zfs promote t/pg/data");
-        assert_eq!(InTheWay::snapshot(&snapshot, &[]).way_out, format!("zfs destroy {snapshot}"));
+        let of = |clones: &[DatasetName], goes_with: &[DatasetName]| {
+            let standing = Standing {
+                guid: Guid::new(7),
+                used: 0,
+                holds: 1,
+                owner: "o".into(),
+                clones: clones.to_vec(),
+                goes_with: goes_with.to_vec(),
+            };
+            InTheWay::snapshot(&snapshot, Some(&standing))
+        };
+        let original = [original];
+        for standing in [of(&original, &original), of(&[], &original)] {
+            assert_eq!(standing.way_out, "zfs promote t/pg/data", "{}", standing.is);
+        }
+        assert_eq!(of(&[], &[]).way_out, format!("zfs destroy {snapshot}"));
     }
 
     fn entry(id: &str, data: PathBuf, started: bool) -> RestoreJournal {

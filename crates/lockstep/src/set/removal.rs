@@ -226,6 +226,20 @@ pub fn promoted(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Op
     })
 }
 
+/// Returns how a set's snapshot gets back to its dataset, if a `zfs promote` of a clone moved it away: as [`promoted`],
+/// or along with a later one.
+#[must_use]
+pub fn comes_back(of: &DatasetName, now: &SnapshotName, standing: &Standing) -> Option<String> {
+    promoted(of, now, standing).or_else(|| {
+        standing.goes_with.contains(of).then(|| {
+            format!(
+                "\"{now}\" went there with `zfs promote`, and \"{of}\" is a clone of a later snapshot there: zfs promote {} brings it back",
+                quote(of.as_str())
+            )
+        })
+    })
+}
+
 /// A snapshot as it is in a set's manifest: its name, GUID and transaction group.
 pub type Recorded = (SnapshotName, Guid, u64);
 

@@ -230,6 +230,59 @@ fn tablespace_made_on_the_primary_later() {
     Checker::new(SCALE).check_and_stop(&restored).assert_right("with a tablespace made later");
 }
 
+/// A tablespace of the primary with the name of one that was renamed, or at the path of one that was dropped, gets a
+/// dataset of its own.
+#[test]
+fn tablespaces_that_changed_names_and_paths() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let primary = &alone.primary;
+    let of = |what: &str, name: &str| {
+        primary.value(
+            "postgres",
+            &format!("SELECT {what} FROM pg_tablespace WHERE spcname = '{name}'"),
+        )
+    };
+    let freed = of("pg_tablespace_location(oid)", "ts2");
+    let path = alone.fixture.root().join("p/ts3");
+    fs::create_dir(&path).expect("a folder can be made");
+    give_to_postgres(&path);
+    primary.execute(&[
+        "CREATE TABLE old TABLESPACE ts1 AS SELECT 1 AS n",
+        "ALTER TABLESPACE ts1 RENAME TO told",
+        &format!("CREATE TABLESPACE ts1 LOCATION '{}'", path.display()),
+        "CREATE TABLE new TABLESPACE ts1 AS SELECT 2 AS n",
+        "DROP TABLESPACE ts2",
+        &format!("CREATE TABLESPACE ts2 LOCATION '{freed}'"),
+        "CREATE TABLE again TABLESPACE ts2 AS SELECT 3 AS n",
+    ]);
+    wait_for_state(&alone, "main", "stopped");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+    catch_up(&alone, "main");
+    let sum =
+        "SELECT (SELECT n FROM old) || ' ' || (SELECT n FROM new) || ' ' || (SELECT n FROM again)";
+    assert_eq!(server_of(&alone, "main").value("postgres", sum), "1 2 3");
+    let top = directory(&alone, "main");
+    for (name, folder) in [("told", "ts-ts1"), ("ts1", "ts-ts1-"), ("ts2", "ts-ts2-")] {
+        let oid = of("oid", name);
+        let own = if folder.ends_with('-') { format!("{folder}{oid}") } else { folder.to_owned() };
+        let link = fs::read_link(top.join("data/pg_tblspc").join(&oid)).ok();
+        assert_eq!(link, Some(top.join(&own)), "{name}");
+        let there =
+            zfs(&["list", "-H", "-o", "name", &format!("{}/{own}", dataset(&alone, "main"))]);
+        assert!(there.contains(&own), "{there}");
+    }
+    assert_eq!(backup(&lockstep, "main").volumes.len(), 5);
+    // Nothing is new on the primary.
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    wait_for_state(&alone, "main", "follows");
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
+    assert_gone(&alone, "main", "destroyed with tablespaces that changed");
+}
+
 /// The primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
 #[test]
 fn another_way_than_its_primary() {
@@ -334,6 +387,22 @@ fn a_dataset_that_is_not_mounted() {
     wait_for_state(&alone, "main", "follows");
 }
 
+/// Users edit the file that registers a mirror, and destroy one whose key they have lost.
+#[test]
+fn destroyed_while_its_data_is_not_mounted() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let registration = alone.fixture.root().join("lockstep.d/main.toml");
+    let text = fs::read_to_string(&registration).expect("it is registered");
+    fs::write(&registration, format!("{text}# mine\n")).expect("it can be written");
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    zfs(&["unmount", &format!("{}/data", dataset(&alone, "main"))]);
+    let destroyed = lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+    assert!(!destroyed.stderr.contains("stays"), "{}", destroyed.describe());
+    assert_gone(&alone, "main", "destroyed while its data wasn't mounted");
+}
+
 /// A set whose manifest can't be read is removed with its mirror like any other, and a mirror that can't be removed
 /// yet doesn't keep others from being made.
 #[test]
@@ -354,6 +423,8 @@ fn destroyed_with_a_set_that_can_not_be_read() {
     steps.wait_reached(step, &mut running);
     running.kill();
     let _ = running.wait_or_kill(LIMIT);
+    let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", &["backup"]));
+    assert!(refused.stderr.contains("is being removed"), "{}", refused.describe());
     zfs(&["snapshot", &foreign]);
     zfs(&["hold", "theirs", &foreign]);
     let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
@@ -384,9 +455,18 @@ fn one_that_was_complete_is_not_taken_for_half_made() {
     assert_gone(&alone, "main", "destroyed");
 }
 
-/// Somebody gives up on a killed mirror, and makes a cluster of its name in its folder.
 #[test]
 fn what_was_made_where_a_mirror_was_given_up_stays() {
+    given_up(false);
+}
+
+#[test]
+fn what_was_made_on_datasets_of_a_mirror_s_names_stays() {
+    given_up(true);
+}
+
+/// Somebody gives up on a killed mirror, and makes a cluster of its name in its folder, or on datasets of its names.
+fn given_up(on_datasets: bool) {
     let alone = Alone::new(empty_pools());
     let lockstep = alone.fixture.lockstep();
     let steps = Steps::new(alone.fixture.root().join("steps"));
@@ -396,6 +476,9 @@ fn what_was_made_where_a_mirror_was_given_up_stays() {
     steps.wait_reached("mirror.registered", &mut running);
     running.kill();
     let _ = running.wait_or_kill(LIMIT);
+    // It would take sets that the next command leaves without a cluster.
+    let refused = lockstep.expect(exit::REFUSED, &of_cluster("main", &["backup"]));
+    assert!(refused.stderr.contains("isn't complete"), "{}", refused.describe());
     let mirror = server_of(&alone, "main");
     mirror.stop(Stop::Immediate);
     // The second is mounted inside the first.
@@ -403,8 +486,16 @@ fn what_was_made_where_a_mirror_was_given_up_stays() {
         discard(&alone.fixture, &directory(&alone, "main"), &name);
     }
     let data = directory(&alone, "main").join("data");
-    fs::create_dir_all(data.parent().expect("it has one")).expect("the test may");
-    give_to_postgres(&directory(&alone, "main"));
+    if on_datasets {
+        let mountpoint = format!("mountpoint={}", directory(&alone, "main").display());
+        zfs(&["create", "-o", &mountpoint, &dataset(&alone, "main")]);
+        zfs(&["create", &format!("{}/data", dataset(&alone, "main"))]);
+    } else {
+        fs::create_dir_all(&data).expect("the test may");
+    }
+    for folder in [&directory(&alone, "main"), &data] {
+        give_to_postgres(folder);
+    }
     let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
     let path = data.to_str().expect("the harness' own paths are UTF-8");
     must(&mut as_postgres(alone.primary.bin.join("initdb"), initdb.iter().chain([&path])));
@@ -424,6 +515,8 @@ fn what_was_made_where_a_mirror_was_given_up_stays() {
     assert!(made.stderr.contains("removing what an unfinished mirror left"), "{}", made.describe());
     assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3", "{}", made.describe());
     assert_eq!(fs::read_to_string(&registration).expect("it stays"), text);
+    let said = format!("\"{}\" stays", registration.display());
+    assert!(made.stderr.contains(&said), "{}", made.describe());
     theirs.stop(Stop::Immediate);
     lockstep.expect(exit::DONE, &of_cluster("main", &["mirror", "destroy", "other"]));
 }

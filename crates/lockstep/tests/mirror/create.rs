@@ -7,7 +7,7 @@ use crate::support::command::{command, give_to_postgres, must, run};
 use crate::support::layout::empty_pools;
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
-use crate::support::lockstep::exit;
+use crate::support::lockstep::{LIMIT, Steps, exit};
 use crate::support::pools::zfs;
 use crate::support::standby::{Alone, set};
 use crate::{
@@ -452,6 +452,39 @@ fn command_lines_until(done: &AtomicBool) -> String {
         thread::sleep(Duration::from_millis(5));
     }
     seen
+}
+
+/// What can't be made there is found out before anything is, and what turns out later leaves nothing behind.
+#[test]
+fn a_file_system_that_is_mounted_read_only() {
+    let alone = Alone::new(empty_pools());
+    let lockstep = alone.fixture.lockstep();
+    let mount = alone.fixture.root().join("ro");
+    let at = mount.display().to_string();
+    fs::create_dir(&mount).expect("a folder can be made");
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "mode=755", "small", &at]));
+    let remount = |how: &str| must(&mut command("mount", ["-o", &format!("remount,{how}"), &at]));
+    let mut asked = create_words(&alone, "main");
+    asked[8] = mount.join("main").display().to_string();
+    let dry: Vec<_> = asked.iter().cloned().chain(["--dry-run".to_owned()]).collect();
+    lockstep.expect(exit::DONE, &words(&dry));
+    remount("ro");
+    for arguments in [&dry, &asked] {
+        let failed = lockstep.expect(exit::FAILED, &words(arguments));
+        assert!(failed.stderr.contains("Read-only file system"), "{}", failed.describe());
+        assert_gone(&alone, "main", "refused");
+    }
+    remount("rw");
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.recorded");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&asked));
+    steps.wait_reached("mirror.recorded", &mut running);
+    remount("ro");
+    steps.release("mirror.recorded");
+    let failed = running.wait(LIMIT);
+    assert_eq!(failed.code, Some(exit::FAILED), "{}", failed.describe());
+    assert_gone(&alone, "main", "it became read-only meanwhile");
+    must(&mut command("umount", [&at]));
 }
 
 #[test]

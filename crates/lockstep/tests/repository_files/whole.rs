@@ -5,7 +5,7 @@ use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{command, must};
 use crate::support::faults::assert_said;
-use crate::support::layout::{one_dataset, two_pools_four_datasets};
+use crate::support::layout::{one_dataset, one_pool, two_pools_four_datasets};
 use crate::support::ledger::Ledger;
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{LIMIT, Set, Steps, exit};
@@ -293,6 +293,30 @@ fn a_full_disk_is_said_and_what_came_is_gone_on_with() {
     let delta: Vec<&str> = arguments.iter().copied().chain(["--delta"]).collect();
     prepared.lockstep.expect(exit::DONE, &delta);
     must(&mut command("umount", [text(&small)]));
+}
+
+/// After `initdb --allow-group-access`, the group reads pg_wal too, though no repository has its dataset.
+#[test]
+fn the_group_may_enter_pg_wal() {
+    let prepared = prepare(one_pool());
+    let fixture = &prepared.fixture;
+    fixture.cluster.stop(Stop::Fast);
+    for name in ["data", "wal"] {
+        fs::set_permissions(fixture.mnt().join(name), fs::Permissions::from_mode(0o750))
+            .expect("it is ours");
+    }
+    fixture.cluster.start();
+    let set = prepared.lockstep.backup("label");
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for (form, more) in [("files", &FILES[..]), ("zfs", &zfs)] {
+        let to = fixture.target(form);
+        prepared.lockstep.restore(&set.id, &to, more);
+        for name in ["data", "wal"] {
+            let mode = fs::metadata(to.join(name)).expect("it was restored").permissions().mode();
+            assert_eq!(mode & 0o7777, 0o750, "{form}: {name}");
+        }
+    }
 }
 
 /// Hours of a restore aren't lost: killed or hung up, what was received stays for `--delta`, whatever command comes

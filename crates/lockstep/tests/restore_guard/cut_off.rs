@@ -331,3 +331,46 @@ fn an_unfinished_restore_is_neither_called_damaged_nor_mistaken() {
     assert!(left.iter().all(|path| path.extension().is_none_or(|end| end != "json")), "{left:?}");
     assert_lives_on(&fixture);
 }
+
+/// Somebody gives up on a killed `--delta`, destroys its datasets, and makes a cluster on others of their names.
+#[test]
+fn a_cluster_on_datasets_of_its_names_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    lockstep.restore(&set.id, &to, &form);
+    let newer = lockstep.backup("label").id;
+    let more = [&form[..], &["--delta"]].concat();
+    let step = "restore.received-1";
+    let hooks = Hooks::holding(&fixture, step);
+    let program = lockstep.clone().with_steps(&hooks.steps);
+    let mut program = program.spawn(&restore_arguments(&newer, &to, &more));
+    hooks.steps.wait_reached(step, &mut program);
+    program.kill();
+    program.wait(LIMIT);
+    discard(&fixture, &to, &parent);
+    let data = to.join("data");
+    zfs(&["create", "-o", "mountpoint=none", &parent]);
+    let mountpoint = format!("mountpoint={}", data.display());
+    zfs(&["create", "-o", &mountpoint, &format!("{parent}/data")]);
+    for folder in [&to, &data] {
+        give_to_postgres(folder);
+    }
+    let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D"];
+    must(as_postgres(fixture.cluster.bin.join("initdb"), initdb).arg(&data));
+    let socket = fixture.cluster.socket.display();
+    let settings = format!("listen_addresses = ''\nunix_socket_directories = '{socket}'\n");
+    fs::write(data.join("postgresql.auto.conf"), settings).expect("the test may");
+    let checked = lockstep.run(&["check"]);
+    assert!(!checked.stdout.contains("start no server"), "{}", checked.describe());
+    let pruned = lockstep.run(&["prune"]);
+    assert!(control(&data).exists(), "{}", pruned.describe());
+    let theirs = server_by_hand(&fixture, &data);
+    theirs.start();
+    lockstep.backup("label");
+    assert_eq!(theirs.value("postgres", "SELECT 1"), "1");
+    theirs.stop(Stop::Fast);
+    assert_lives_on(&fixture);
+    discard(&fixture, &to, &parent);
+}

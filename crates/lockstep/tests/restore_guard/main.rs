@@ -129,6 +129,31 @@ fn a_tablespace_is_not_sent_to_any_place() {
     assert!(!to.exists(), "{} was made", to.display());
 }
 
+/// A dry run refuses what the restore would.
+#[test]
+fn nothing_is_restored_to_a_read_only_file_system() {
+    let (fixture, lockstep, set) = live();
+    let mount = fixture.owned("ro");
+    let path = mount.display().to_string();
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "mode=755", "small", &path]));
+    fs::create_dir(mount.join("there")).expect("a folder can be made");
+    must(&mut command("mount", ["-o", "remount,ro", &path]));
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for form in [&[][..], &FILES, &zfs] {
+        for to in ["there", "there/r"] {
+            for more in [&["--dry-run"][..], &[]] {
+                let more = [form, more].concat();
+                let outcome = lockstep.run(&restore_arguments(&set.id, &mount.join(to), &more));
+                assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+                assert_said(&outcome, &["Read-only file system", "hint: mount it for writing"]);
+            }
+        }
+    }
+    assert_nothing_remains(&fixture, &[], "nothing was restored");
+    must(&mut command("umount", [&path]));
+}
+
 /// A folder that isn't a restore keeps everything in it, and its owner and mode too; an empty one keeps these.
 #[test]
 fn a_folder_that_was_there_keeps_its_owner_and_mode() {

@@ -38,16 +38,30 @@ fn what_is_no_older_restore_is_left_alone() {
     assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
     assert_said(&outcome, &["is a symbolic link"]);
 
-    // Clones of the set's snapshots may be somebody's cluster by now.
-    let clones = fixture.target("clones");
-    let theirs = lockstep.restore(&set.id, &clones, &[]).data.join("theirs");
-    fs::write(&theirs, "a table").expect("it can be written");
-    let outcome = lockstep.run(&restore_arguments(&set.id, &clones, &FILES));
-    assert_refused(&outcome, &["isn't an older restore", "a restore from snapshots", &set.id]);
-
-    for kept in [photo, theirs, other.join("thesis.tex"), outside.join("passwd")] {
+    for kept in [photo, other.join("thesis.tex"), outside.join("passwd")] {
         assert!(kept.exists(), "{} is gone", kept.display());
     }
+    assert_lives_on(&fixture);
+}
+
+/// A cluster that was restored from snapshots may be in use, with data that no set has.
+#[test]
+fn a_restore_from_snapshots_is_left_alone() {
+    let (fixture, lockstep, set) = live();
+    let to = fixture.target("r");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    restored.server().execute(&["CREATE TABLE mine AS SELECT 1 AS n"]);
+    restored.server().stop(Stop::Fast);
+    let before = walk(&to);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&FILES[..], more].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        let words = ["isn't an older restore", &set.id, "from snapshots"];
+        assert_refused(&outcome, &words);
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+    }
+    fixture.discard_restored(&to, &set.id);
     assert_lives_on(&fixture);
 }
 
@@ -483,8 +497,17 @@ fn a_link_that_the_older_restore_made_is_no_reason_to_refuse_it() {
     let parent = format!("{}/back", fixture.pools[0].name);
     let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
     let (files, datasets) = (fixture.target("files"), fixture.target("zfs"));
-    let forms = [(&files, &FILES[..4]), (&datasets, &zfs_form[..])];
-    for (to, form) in forms {
+    let (early, parent_of_early) =
+        (fixture.target("early"), format!("{}/early", fixture.pools[0].name));
+    let early_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent_of_early];
+    let early_files = fixture.target("early-files");
+    let forms = [
+        (&files, &FILES[..4], "restore.surplus"),
+        (&early_files, &FILES[..4], "restore.files-made"),
+        (&datasets, &zfs_form[..], "restore.surplus"),
+        (&early, &early_form[..], "restore.received-1"),
+    ];
+    for (to, form, _) in forms {
         lockstep.restore(&first, to, form);
         assert_eq!(fs::read_link(to.join("wal")).ok(), Some(to.join("volumes/data/pg/pg_wal")));
     }
@@ -504,12 +527,12 @@ fn a_link_that_the_older_restore_made_is_no_reason_to_refuse_it() {
         restored.server().stop(Stop::Fast);
     };
     // Killed in between, nothing starts on it, and the same command continues.
-    for (to, form) in forms {
+    for (to, form, step) in forms {
         let more = [form, &["--delta"]].concat();
-        let hooks = Hooks::holding(&fixture, "restore.surplus");
+        let hooks = Hooks::holding(&fixture, step);
         let program = lockstep.clone().with_steps(&hooks.steps);
         let mut program = program.spawn(&restore_arguments(&second, to, &more));
-        hooks.steps.wait_reached("restore.surplus", &mut program);
+        hooks.steps.wait_reached(step, &mut program);
         program.kill();
         program.wait(LIMIT);
         over(&second, to, form);
@@ -528,4 +551,40 @@ fn a_link_that_the_older_restore_made_is_no_reason_to_refuse_it() {
     let outcome = lockstep.expect(exit::USAGE, &arguments);
     assert_said(&outcome, &["wal\" is a symbolic link", "no restore of this cluster made it"]);
     discard(&fixture, &datasets, &parent);
+    discard(&fixture, &early, &parent_of_early);
+}
+
+/// Two tablespaces were folders of one dataset, whose copy is named after the first. That one has a dataset of its own
+/// by now, whose copy gets the same name: the way out is said.
+#[test]
+fn a_dataset_that_is_named_after_a_part_that_left_it() {
+    let layout = two_pools_four_datasets();
+    let fixture = Fixture::new(Layout {
+        tablespaces: vec![("ts1".into(), "ts1/one".into()), ("ts2".into(), "ts1/two".into())],
+        ..layout
+    });
+    let lockstep = with_repository(&fixture);
+    let first = lockstep.backup("label").id;
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let form = ["--from", "repository", "--as", "zfs", "--dataset", &parent, "--delta"];
+    let to = fixture.target("r");
+    lockstep.restore(&first, &to, &form[..6]);
+    fixture.cluster.stop(Stop::Fast);
+    let (was, own) = (fixture.mnt().join("ts1/one"), fixture.mnt().join("ts2"));
+    must(command("cp", ["-aT"]).args([&was, &own]));
+    fs::remove_dir_all(&was).expect("it was copied");
+    for link in entries(&fixture.cluster.data.join("pg_tblspc")) {
+        if fs::read_link(&link).is_ok_and(|target| target == was) {
+            fs::remove_file(&link).expect("the test may");
+            symlink(&own, &link).expect("the test may");
+        }
+    }
+    fixture.cluster.start();
+    let second = lockstep.backup("label").id;
+    let before = walk(&to);
+    let outcome = lockstep.run(&restore_arguments(&second, &to, &form));
+    assert_refused(&outcome, &["is mounted at", "restore to another --dataset and --to"]);
+    let changed = differences(&before, &walk(&to));
+    assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+    discard(&fixture, &to, &parent);
 }

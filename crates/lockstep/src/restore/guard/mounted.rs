@@ -61,8 +61,11 @@ pub(super) fn datasets(
         let mounted: Vec<_> = mounted.map(|mount| mount.point.clone()).collect();
         let says = PathBuf::from(cx.zfs.value(dataset, "mountpoint")?);
         if let Some(at) = elsewhere(&mounted, says, &volume.mountpoint) {
+            let is_its =
+                [&at, &volume.mountpoint].iter().all(|it| it.starts_with(&placement.directory));
             return Err(Refusal::DatasetElsewhere {
                 dataset: dataset.to_string(),
+                is_its,
                 at,
                 place: volume.mountpoint.clone(),
             }

@@ -46,7 +46,7 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
         && !is_empty(&placement.data)?
     {
         // Its datasets are clones; it may be somebody's cluster by now, and its snapshots aren't the repository's.
-        let what = format!("a restore from snapshots (set {}), which isn't changed", marker.set);
+        let what = format!("the restore of set {} from snapshots", marker.set);
         return Err(strange(&placement.directory, what));
     }
     let older = Marker::of_older(&placement.directory);

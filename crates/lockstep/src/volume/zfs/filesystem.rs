@@ -116,22 +116,20 @@ impl Zfs {
         Ok(names.filter(|name| name != of).collect())
     }
 
-    /// Destroys a dataset that carries `property=value` as its own. It is no error if it is gone.
+    /// Destroys a dataset if it carries `property=value` as its own; returns whether it is gone.
     ///
     /// # Errors
-    /// When it doesn't carry the property, has snapshots or children, or remains busy.
+    /// When it has snapshots or children, or remains busy.
     pub fn destroy_carrying(
         &self,
         dataset: &DatasetName,
         property: &str,
         value: &str,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         match self.carries(dataset, property, value)? {
-            None => Ok(()),
-            Some(true) => self.destroy(dataset.as_str()),
-            Some(false) => Err(Error::failed(format!(
-                "dataset \"{dataset}\" wasn't made by Lockstep: it doesn't have {property}={value}"
-            ))),
+            None => Ok(true),
+            Some(true) => self.destroy(dataset.as_str()).map(|()| true),
+            Some(false) => Ok(false),
         }
     }
 

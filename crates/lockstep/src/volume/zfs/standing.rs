@@ -29,6 +29,9 @@ pub struct Standing {
     pub owner: String,
     /// Its clones.
     pub clones: Vec<DatasetName>,
+    /// The clones of it and of the later snapshots of its dataset, those of the newest first: `zfs promote` of one of
+    /// them takes it along.
+    pub goes_with: Vec<DatasetName>,
 }
 
 impl Zfs {
@@ -41,15 +44,25 @@ impl Zfs {
         for snapshot in snapshots {
             by_dataset.entry(&snapshot.dataset).or_default().push(snapshot);
         }
-        let mut there = Vec::new();
+        let (mut there, mut of_each) = (Vec::new(), Vec::new());
         for (dataset, wanted) in by_dataset {
             let found = match self.snapshots_of(dataset) {
                 Err(Error::Command { error, .. }) if said::is_suspended(&error) => continue,
                 other => other?,
             };
-            there.extend(found.into_iter().filter(|snapshot| wanted.contains(&snapshot)));
+            there.extend(found.iter().filter(|snapshot| wanted.contains(snapshot)).cloned());
+            of_each.push(found);
         }
         let mut clones = self.clones_by_origin(&there)?;
+        let mut going = BTreeMap::new();
+        for found in &of_each {
+            // They are listed in the order in which they were taken.
+            let mut later: Vec<DatasetName> = Vec::new();
+            for snapshot in found.iter().rev().map(SnapshotName::to_string) {
+                later.extend(clones.get(&snapshot).into_iter().flatten().cloned());
+                going.insert(snapshot, later.clone());
+            }
+        }
         let mut all = BTreeMap::new();
         for some in there.chunks(AT_ONCE) {
             let names: Vec<_> = some.iter().map(SnapshotName::to_string).collect();
@@ -65,6 +78,7 @@ impl Zfs {
                     holds: number("userrefs")?,
                     owner: text("lockstep:owner").to_owned(),
                     clones: clones.remove(name).unwrap_or_default(),
+                    goes_with: going.remove(name).unwrap_or_default(),
                 };
                 all.insert(snapshot.clone(), standing);
             }
