@@ -402,6 +402,13 @@ fn check_clusters(clusters: &BTreeMap<String, ClusterConfig>) -> Result<(), Stri
         for (key, path) in cluster.paths() {
             absolute(key, path).map_err(|why| format!("clusters.{name}.{why}"))?;
         }
+        let is_of_a_name = |byte: u8| byte.is_ascii_alphanumeric() || b"_.".contains(&byte);
+        let mut settings = cluster.clones.settings.keys();
+        if let Some(odd) = settings.find(|it| it.is_empty() || !it.bytes().all(is_of_a_name)) {
+            return Err(format!(
+                "clusters.{name}.clone.settings: \"{odd}\" is no name of a setting"
+            ));
+        }
         if cluster.port == 0 {
             return Err(format!("clusters.{name}.port is 0, and isn't 1 to 65535"));
         }
@@ -521,6 +528,13 @@ mod tests {
             ("port = 0", "clusters.main.port is 0"),
             ("bin_dir = 'pg/bin'", "clusters.main.bin_dir \"pg/bin\" isn't absolute"),
             ("clone.directory = 'c'", "clusters.main.clone.directory \"c\" isn't absolute"),
+            // To serde, a date is a table with one odd key.
+            ("clone.settings = 1979-05-27", "clusters.main.clone.settings: \"$"),
+            (
+                "retention = []",
+                "line 9, column 13, retention: invalid type: sequence, expected a table",
+            ),
+            ("retention.local = [1]", "line 9, column 19, retention.local: invalid type: sequence"),
             ("formerly = ['7x']", "line 9, column 12, formerly: \"7x\" isn't a system identifier"),
             (
                 "primary = 'host=db1 prot=5432'",

@@ -325,6 +325,7 @@ fn keys_are_rotated_and_the_last_one_stays() {
     desk.with(&old).expect(exit::USAGE, &["repo", "init"]);
 
     // One that is damaged can be removed, too, and only that ends what is said of it.
+    let lockstep = desk.with(&new);
     let added = ["repo", "key", "add", "r", "--new-key-file", &desk.key("old", 1)];
     let added = lockstep.json(&added)["added"].clone();
     let third = added.as_str().expect("a key has an id");
