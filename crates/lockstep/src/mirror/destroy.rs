@@ -118,6 +118,10 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
         );
     }
     for place in &record.places {
+        // Somebody else's by now: it stays, with whatever is on it.
+        if !record.has(place, &home.zfs)? {
+            continue;
+        }
         if let Some(clone) = home.zfs.clones_of(&place.dataset)?.first() {
             return refuse(
                 format!("\"{clone}\" is a clone of a snapshot of \"{}\"", place.dataset),

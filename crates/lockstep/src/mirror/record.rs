@@ -285,7 +285,7 @@ impl Record {
     }
 
     /// Whether the dataset is there and carries the mirror's mark: its name alone doesn't say that.
-    fn has(&self, place: &Place, zfs: &Zfs) -> Result<bool> {
+    pub(super) fn has(&self, place: &Place, zfs: &Zfs) -> Result<bool> {
         Ok(zfs.carries(&place.dataset, PROPERTY, self.name.as_str())? == Some(true))
     }
 

@@ -511,12 +511,26 @@ fn given_up(on_datasets: bool) {
     let registration = alone.fixture.root().join("lockstep.d/main.toml");
     let text = format!("[clusters.main]\ndata_directory = \"{path}\"\nport = {port}\n");
     fs::write(&registration, &text).expect("the test may");
+    let record = alone.fixture.state.join("mirrors/main.json");
+    let recorded = fs::read(&record).expect("its record");
     let made = lockstep.expect(exit::DONE, &words(&create_words(&alone, "other")));
     assert!(made.stderr.contains("removing what an unfinished mirror left"), "{}", made.describe());
     assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3", "{}", made.describe());
     assert_eq!(fs::read_to_string(&registration).expect("it stays"), text);
     let said = format!("\"{}\" stays", registration.display());
     assert!(made.stderr.contains(&said), "{}", made.describe());
+    if on_datasets {
+        // Nor does what they have there keep the mirror from being given up by its name.
+        fs::write(&record, recorded).expect("the test may");
+        let theirs_on = format!("{}/data", dataset(&alone, "main"));
+        zfs(&["snapshot", &format!("{theirs_on}@theirs")]);
+        let given_up = of_cluster("main", &["mirror", "destroy", "main", "--with-sets"]);
+        let given_up = lockstep.expect(exit::DONE, &given_up);
+        let said = format!("dataset \"{theirs_on}\" stays");
+        assert!(given_up.stderr.contains(&said), "{}", given_up.describe());
+        assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3");
+        assert!(!record.exists(), "{}", given_up.describe());
+    }
     theirs.stop(Stop::Immediate);
     lockstep.expect(exit::DONE, &of_cluster("main", &["mirror", "destroy", "other"]));
 }
