@@ -313,7 +313,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
             commands.join(", ")
         )));
     }
-    unfinished::stop(&record.made)?;
+    unfinished::stop(cx, &record.made)?;
     steps::reached("clone.destroy-stopped")?;
     unfinished::destroy_datasets(cx, &record.made)?;
     steps::reached("clone.destroy-datasets")?;
