@@ -71,9 +71,10 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             Whose::Ours => {
                 let entry = restore::gone_on::still_there(cx, &entry)?;
                 let goes = restore::gone_on::without_kept(&entry);
-                let has_data = restore::unfinished::has_data(&cx.zfs, &entry)?;
+                let has_data = restore::unfinished::has_data(cx, &entry)?;
                 let in_the_way = restore::unfinished::in_the_way(cx, &goes)?;
-                all.push(of_restore(&entry, has_data, &in_the_way));
+                let words = restore::gone_on::words(cx, &entry);
+                all.push(of_restore(&entry, has_data, &words, &in_the_way));
             }
             other => all.push(of_what_stays(&entry, &path, other)),
         }
@@ -142,8 +143,13 @@ fn of_backup(entry: &BackupJournal) -> Finding {
     }
 }
 
-/// `has_data`: what is in its data directory is still the restore's.
-fn of_restore(entry: &RestoreJournal, has_data: bool, in_the_way: &[InTheWay]) -> Finding {
+/// `has_data`: what is in its data directory is still the restore's. `words`: what is said of one that stays.
+fn of_restore(
+    entry: &RestoreJournal,
+    has_data: bool,
+    words: &str,
+    in_the_way: &[InTheWay],
+) -> Finding {
     let what = format!("{} was cut off", entry.id);
     match in_the_way {
         [] if restore::gone_on::is_kept(entry)
@@ -159,9 +165,7 @@ fn of_restore(entry: &RestoreJournal, has_data: bool, in_the_way: &[InTheWay]) -
                 ),
             )
         }
-        [] if restore::gone_on::is_kept(entry) => {
-            warning(SUBJECT, what, restore::gone_on::words(entry))
-        }
+        [] if restore::gone_on::is_kept(entry) => warning(SUBJECT, what, words),
         [] => warning(SUBJECT, what, "the next restore, prune or backup removes what it left"),
         all => warning(
             SUBJECT,

@@ -107,6 +107,11 @@ impl Kin {
     pub fn has_identifier(&self, identifier: SystemIdentifier) -> bool {
         self.0.contains(&identifier)
     }
+
+    /// Returns all of them.
+    pub fn identifiers(&self) -> impl Iterator<Item = SystemIdentifier> {
+        self.0.iter().copied()
+    }
 }
 
 fn id_of(set: &Shipped) -> SystemIdentifier {

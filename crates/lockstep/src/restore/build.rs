@@ -105,6 +105,8 @@ impl<'a> Build<'a> {
         let filled = missing.cloned().collect();
         let with_data = placement.volumes.iter().find(|volume| placement.has_data(volume));
         let data_on = with_data.and_then(|volume| volume.dataset.clone());
+        let older_data = data_on.as_ref().filter(|dataset| there.contains(dataset));
+        let data_guid = older_data.map(|dataset| cx.zfs.guid(dataset)).transpose()?;
         let mounts = Mounts::read()?;
         // A restore as files may go over datasets of an older one.
         let folders = alone.folders.iter().chain(placement.folders());
@@ -134,6 +136,8 @@ impl<'a> Build<'a> {
             keeps_files: false,
             is_over_older: false,
             data_on,
+            data_guid,
+            identifiers: source.identifiers(&manifest),
             mounted: mounted.into_iter().collect(),
             over: before.map(|marker| marker.restore).unwrap_or_default(),
         };
@@ -391,7 +395,7 @@ impl<'a> Build<'a> {
                 "What was restored stays in \"{directory}\", with its log/server.log, and no server starts on it: \
                  run it again with --delta and another target, or once the reason is gone"
             ),
-            false => gone_on::words(&entry),
+            false => gone_on::words(self.cx, &entry),
         };
         error.and_hint(&words).unwrap_or_else(|error| {
             tracing::warn!("{words}");

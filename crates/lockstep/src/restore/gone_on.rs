@@ -67,20 +67,26 @@ pub fn without_kept(entry: &RestoreJournal) -> RestoreJournal {
     }
 }
 
-/// Returns the same entry with only what is still there of what `--delta` continues with: somebody who gives up on the
-/// restore destroys its datasets.
+/// Returns the same entry with only what is still there of what `--delta` continues with, and without what has become
+/// somebody else's: who gives up on the restore destroys its datasets, and may make others of the same names.
 ///
 /// # Errors
 /// When ZFS fails.
 pub fn still_there(cx: &Context, entry: &RestoreJournal) -> Result<RestoreJournal> {
     let mut entry = entry.clone();
     for dataset in std::mem::take(&mut entry.kept) {
-        if cx.zfs.carries(&dataset, MADE_BY, &entry.id)? == Some(true) {
+        if others::has_made(cx, &entry, &dataset)? {
             entry.kept.push(dataset);
         }
     }
     if let Some(dataset) = entry.data_on.as_ref().filter(|_| entry.is_over_older) {
-        entry.is_over_older = others::is_restored(&cx.zfs, dataset)?;
+        entry.is_over_older = others::has_dataset(cx, &entry, dataset)?;
+    }
+    for dataset in std::mem::take(&mut entry.datasets) {
+        // A half-received one can't carry a mark yet; its name has the restore's id.
+        if is_receiving(&dataset) || cx.zfs.carries(&dataset, MADE_BY, &entry.id)? != Some(false) {
+            entry.datasets.push(dataset);
+        }
     }
     Ok(entry)
 }
@@ -93,7 +99,7 @@ pub fn still_there(cx: &Context, entry: &RestoreJournal) -> Result<RestoreJourna
 /// recorded there that it has ended.
 pub(super) fn keep(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     stop(cx, entry)?;
-    if others::has_data(&cx.zfs, entry)? {
+    if others::has_data(cx, entry)? {
         control::hold(&entry.data)?;
     }
     let goes = without_kept(entry);
@@ -112,13 +118,24 @@ pub(super) fn directory(entry: &RestoreJournal) -> Option<&Path> {
 
 /// Says that it stays, how to continue, and how to remove it; the last isn't said when it continues an older restore.
 #[must_use]
-pub fn words(entry: &RestoreJournal) -> String {
+pub fn words(cx: &Context, entry: &RestoreJournal) -> String {
+    // Whatever else is below them would be destroyed too.
+    let is_alone = |top: &&DatasetName| {
+        let below = cx.zfs.descendants(top);
+        below.is_ok_and(|all| all.iter().all(|it| entry.datasets.contains(it)))
+    };
+    words_if(entry, staying(entry).iter().all(is_alone))
+}
+
+/// `are_alone`: nothing that isn't the restore's is below its datasets.
+fn words_if(entry: &RestoreJournal, are_alone: bool) -> String {
     let directory = directory(entry).unwrap_or(&entry.data);
     let stays = format!(
         "What was received stays in \"{}\", and no server starts on it: the same command with --delta continues with it",
         directory.display()
     );
     if entry.is_over_older
+        || !are_alone
         || !entry.own.contains(&marker::path(directory))
         || !is_own(entry, directory)
         || !others::are_away(entry)
@@ -172,21 +189,23 @@ mod tests {
         let goes = without_kept(&entry);
         assert_eq!(goes.datasets, names(&["p/r/data", receiving]));
         assert!(goes.own.is_empty());
-        assert!(words(&entry).ends_with("To remove it: `zfs destroy -r p/r; rm -r /r`"));
+        assert!(words_if(&entry, true).ends_with("To remove it: `zfs destroy -r p/r; rm -r /r`"));
+        // Somebody else has a dataset below.
+        assert!(words_if(&entry, false).ends_with("continues with it"));
         // The dataset above existed before: it isn't the restore's.
         entry.datasets.remove(0);
-        assert!(words(&entry).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
+        assert!(words_if(&entry, true).ends_with("`zfs destroy -r p/r/wal; rm -r /r`"));
         // Somebody's data directory was there before, without a marker.
         let theirs = RestoreJournal { places: Vec::new(), ..entry.clone() };
-        assert!(words(&theirs).ends_with("continues with it"));
+        assert!(words_if(&theirs, true).ends_with("continues with it"));
         // An older restore was there before.
         entry.own.clear();
-        assert!(words(&entry).ends_with("continues with it"));
+        assert!(words_if(&entry, true).ends_with("continues with it"));
         // It stays, and what was made next to it is incomplete.
         entry = RestoreJournal { is_over_older: true, kept: Vec::new(), ..entry };
         assert!(is_kept(&entry));
         assert_eq!(without_kept(&entry).datasets, entry.datasets);
-        assert!(words(&entry).ends_with("continues with it"));
+        assert!(words_if(&entry, true).ends_with("continues with it"));
     }
 
     #[test]

@@ -3,20 +3,24 @@
 //! What could go wrong: a restore is killed, and somebody gives up on it, removes its folder and makes a cluster there;
 //! or a folder that was meant for a tablespace becomes that of another cluster. Lockstep's next command would remove
 //! what they hold, stop their server, or take pg_control its name away. So nothing in DIR is touched unless the
-//! restore's marker is there, or nothing but folders. A link goes only if it leads where the restore made it lead. And
-//! outside DIR nothing else goes but empty folders: a restore writes into those only once the data directory is there,
-//! and then all of it stays for `--delta`.
+//! restore's marker is there, or nothing but folders. A dataset of the right name may be somebody else's too: it has to
+//! carry the restore's mark, or be the very one that the restore found there. A link goes only if it leads where the
+//! restore made it lead. And outside DIR nothing else goes but empty folders: a restore writes into those only once the
+//! data directory is there, and then all of it stays for `--delta`.
 
 use std::path::{Path, PathBuf};
+
+use pgfiles::control_file::ControlFile;
 
 use super::marker::Marker;
 use super::unfinished::MADE_BY;
 use super::{control, gone_on, tree};
+use crate::context::Context;
 use crate::error::Result;
 use crate::postgres::instance;
 use crate::set::journal::RestoreJournal;
 use crate::volume::mounts::Mounts;
-use crate::volume::zfs::{DatasetName, Zfs};
+use crate::volume::zfs::DatasetName;
 
 /// Whose DIR is by now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,21 +67,52 @@ pub(super) fn are_away(entry: &RestoreJournal) -> bool {
 /// Whether the files of a data directory there are of another cluster than those that the restore wrote: pg_control
 /// gets its name last, and then it is the set's.
 fn is_another_cluster(entry: &RestoreJournal) -> bool {
-    let marker = gone_on::directory(entry).and_then(Marker::read);
-    let own = marker.filter(|marker| marker.restore == entry.id).map(|it| it.system_identifier);
-    own.is_some_and(|own| {
-        control::is_in_place(&entry.data)
-            && instance::read_control(&entry.data).is_ok_and(|it| it.system_identifier != own)
-    })
+    let mut own = entry.identifiers.clone();
+    if own.is_empty() {
+        let marker = gone_on::directory(entry).and_then(Marker::read);
+        let marker = marker.filter(|marker| marker.restore == entry.id);
+        own.extend(marker.map(|marker| marker.system_identifier));
+    }
+    let is_strange = |found: ControlFile| !own.contains(&found.system_identifier);
+    !own.is_empty()
+        && control::is_in_place(&entry.data)
+        && instance::read_control(&entry.data).is_ok_and(is_strange)
 }
 
-/// Whether there is a dataset of this name that a restore has made: this one, or the older one that it goes over. Its
-/// name alone doesn't say that.
+/// Whether a dataset is one that this restore has made.
 ///
 /// # Errors
 /// When ZFS fails.
-pub(super) fn is_restored(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
-    Ok(zfs.exists(dataset.as_str())? && zfs.all_carry(std::slice::from_ref(dataset), MADE_BY)?)
+pub(super) fn has_made(
+    cx: &Context,
+    entry: &RestoreJournal,
+    dataset: &DatasetName,
+) -> Result<bool> {
+    Ok(cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true))
+}
+
+/// Whether the dataset of its data directory is still this restore's: one that it has made, or the one that was there.
+///
+/// # Errors
+/// When ZFS fails.
+pub(super) fn has_dataset(
+    cx: &Context,
+    entry: &RestoreJournal,
+    dataset: &DatasetName,
+) -> Result<bool> {
+    if entry.datasets.contains(dataset) {
+        return has_made(cx, entry, dataset);
+    }
+    if !cx.zfs.exists(dataset.as_str())? {
+        return Ok(false);
+    }
+    match entry.data_guid {
+        Some(guid) => Ok(cx.zfs.guid(dataset)? == guid),
+        // An older Lockstep's: the dataset carries the mark of the restore before, or of one before that.
+        None => Ok(entry.is_over_older
+            && whose(entry) != Whose::Theirs
+            && cx.zfs.all_carry(std::slice::from_ref(dataset), MADE_BY)?),
+    }
 }
 
 /// Whether what is where its data directory was to be is this restore's: its dataset is mounted there, or, as files,
@@ -85,13 +120,13 @@ pub(super) fn is_restored(zfs: &Zfs, dataset: &DatasetName) -> Result<bool> {
 ///
 /// # Errors
 /// When the mounts can't be read, or ZFS fails.
-pub(crate) fn has_data(zfs: &Zfs, entry: &RestoreJournal) -> Result<bool> {
+pub(crate) fn has_data(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
     let Some(dataset) = &entry.data_on else {
         return Ok(are_away(entry) && !is_another_cluster(entry));
     };
     let mounts = Mounts::read()?;
     let mount = mounts.holding(&entry.data);
-    Ok(mount.is_some_and(|mount| mount.is_of(dataset.as_str())) && is_restored(zfs, dataset)?)
+    Ok(mount.is_some_and(|mount| mount.is_of(dataset.as_str())) && has_dataset(cx, entry, dataset)?)
 }
 
 /// Whether a link leads where this restore made it lead.
@@ -110,8 +145,12 @@ pub(super) fn written(entry: &RestoreJournal) -> impl Iterator<Item = &PathBuf> 
     entry.filled.iter().filter(move |path| entry.keeps_files && is_inside(path))
 }
 
-/// Whether a restore of files has lost its marker, and there is something in its folders; or there is another cluster.
-pub(super) fn have_made_something(entry: &RestoreJournal) -> Result<bool> {
+/// Whether a restore of files has lost its marker, and there is something in its folders; or there is another cluster,
+/// which may be in its dataset.
+pub(super) fn have_made_something(cx: &Context, entry: &RestoreJournal) -> Result<bool> {
+    if entry.data_on.is_some() {
+        return Ok(is_another_cluster(entry) && has_data(cx, entry)?);
+    }
     if whose(entry) != Whose::Theirs {
         return Ok(entry.keeps_files && is_another_cluster(entry));
     }

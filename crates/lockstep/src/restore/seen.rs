@@ -4,7 +4,7 @@
 //! loaded. What isn't there then looks like what is gone, and its journal is forgotten. Later it comes back with
 //! pg_control in its place, and with links that a killed recovery made to the original's tablespaces.
 
-use super::parked;
+use super::{others, parked};
 use crate::context::Context;
 use crate::error::Result;
 use crate::set::journal::RestoreJournal;
@@ -30,7 +30,8 @@ pub(super) fn not_mounted(cx: &Context, entry: &RestoreJournal) -> Result<Option
     let Some(dataset) = &entry.data_on else { return Ok(None) };
     let is_it = |source: &str| source == dataset.as_str();
     let is_seen = mounts.iter().any(|mount| mount.is_zfs() && is_it(&mount.source))
-        || !cx.zfs.exists(dataset.as_str())?
+        // Of the same name, it may be somebody else's by now.
+        || !others::has_dataset(cx, entry, dataset)?
         || parked::is_parked(&cx.zfs, dataset)?;
     Ok((!is_seen).then(|| format!("dataset \"{dataset}\" isn't mounted")))
 }

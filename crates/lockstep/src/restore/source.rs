@@ -124,6 +124,15 @@ impl Source {
         is_kin || set.postgres.system_identifier == identifier
     }
 
+    /// Returns the system identifiers for which that holds.
+    pub(super) fn identifiers(&self, set: &Manifest) -> Vec<SystemIdentifier> {
+        let mut all = BTreeSet::from([set.postgres.system_identifier]);
+        if let Self::Repository(from) = self {
+            all.extend(from.kin.identifiers());
+        }
+        all.into_iter().collect()
+    }
+
     /// Returns what becomes holes.
     pub(super) fn not_restored(&self) -> NotRestored {
         match self {

@@ -181,7 +181,7 @@ fn remove_one(cx: &Context, path: &Path, entry: &RestoreJournal) -> Result<()> {
     let entry = &gone_on::still_there(cx, entry)?;
     if gone_on::is_kept(entry) {
         gone_on::keep(cx, entry)?;
-        tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(entry));
+        tracing::warn!(id = %entry.id, "a restore was cut off. {}", gone_on::words(cx, entry));
         return forget(path, cx, entry, held);
     }
     tracing::warn!(
@@ -334,7 +334,7 @@ pub(super) fn say_ended(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     mark_folders_ended(entry)?;
     let mut ours = Vec::new();
     for dataset in entry.datasets.iter().filter(|name| !is_receiving(name)) {
-        if cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true) {
+        if others::has_made(cx, entry, dataset)? {
             ours.push(dataset);
         }
     }
@@ -401,7 +401,7 @@ pub(crate) fn whose_now(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     if has_ended(cx, entry)? {
         return Ok(Whose::Ended);
     }
-    let found = whose(entry, |dataset| cx.zfs.exists(dataset.as_str()))?;
+    let found = whose(entry, |dataset| others::has_made(cx, entry, dataset))?;
     if !matches!(found, Whose::Ours) || entry.id.starts_with("clone-") {
         return Ok(found);
     }
@@ -427,7 +427,7 @@ fn whose_folders(cx: &Context, entry: &RestoreJournal) -> Result<Whose> {
     {
         return Ok(Whose::Unseen(why));
     }
-    Ok(if others::have_made_something(entry)? { Whose::Theirs } else { Whose::Ours })
+    Ok(if others::have_made_something(cx, entry)? { Whose::Theirs } else { Whose::Ours })
 }
 
 /// Whether Lockstep has started this server for a recovery: such a server got settings on its command line that
@@ -458,7 +458,7 @@ const BEFORE_RECOVERY: [&str; 2] = ["backup_label", "recovery.signal"];
 
 /// A clone that nobody was told about is thrown away, and so is a server that was still in its namespace: its links
 /// may lead to the original's tablespaces.
-fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) -> Result<Whose> {
+fn whose(entry: &RestoreJournal, is_its: impl Fn(&DatasetName) -> Result<bool>) -> Result<Whose> {
     if !entry.started || entry.id.starts_with("clone-") {
         return Ok(Whose::Ours);
     }
@@ -473,7 +473,7 @@ fn whose(entry: &RestoreJournal, exists: impl Fn(&DatasetName) -> Result<bool>) 
     // Somebody may have removed everything.
     let mut is_there = entry.datasets.is_empty() && entry.data.symlink_metadata().is_ok();
     for dataset in &entry.datasets {
-        is_there = is_there || exists(dataset)?;
+        is_there = is_there || is_its(dataset)?;
     }
     Ok(if is_there { Whose::Unknown(error) } else { Whose::Ours })
 }
@@ -505,9 +505,9 @@ pub fn undo(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 /// Stops the server in its data directory, if that is still this restore's.
 ///
 /// # Errors
-/// When it doesn't stop.
+/// When it doesn't stop, or ZFS fails.
 pub fn stop(cx: &Context, entry: &RestoreJournal) -> Result<()> {
-    match others::has_data(&cx.zfs, entry)? {
+    match others::has_data(cx, entry)? {
         true => server::stop(&entry.data, server::Stop::Immediate),
         false => Ok(()),
     }
@@ -517,9 +517,7 @@ pub fn stop(cx: &Context, entry: &RestoreJournal) -> Result<()> {
 /// original's tablespaces.
 fn hold_what_stays(cx: &Context, entry: &RestoreJournal) -> Result<()> {
     let Some(dataset) = &entry.data_on else { return Ok(()) };
-    if others::has_data(&cx.zfs, entry)?
-        && cx.zfs.carries(dataset, MADE_BY, &entry.id)? == Some(true)
-    {
+    if others::has_data(cx, entry)? && others::has_made(cx, entry, dataset)? {
         control::hold(&entry.data)?;
     }
     Ok(())

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use pgfiles::lsn::SystemIdentifier;
+
 use super::manifest::{json, path_text, paths_text};
 use crate::error::{Error, Result};
 use crate::files;
@@ -122,6 +124,14 @@ pub struct RestoreJournal {
     /// The dataset of its data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_on: Option<DatasetName>,
+    /// The GUID of that dataset, if it existed before: it carries the mark of an older restore, or none. Older versions
+    /// don't record it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data_guid: Option<Guid>,
+    /// The system identifiers of the set's cluster, also those that it had before or has had since. Older versions don't
+    /// record them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub identifiers: Vec<SystemIdentifier>,
     /// Where the file systems that hold its folders are mounted: without them nothing can be seen of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "paths_text")]
     pub mounted: Vec<PathBuf>,

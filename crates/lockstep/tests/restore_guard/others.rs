@@ -268,6 +268,152 @@ fn a_cluster_starts_where_a_restore_to_datasets_was_given_up() {
     assert_lives_on(&fixture);
 }
 
+/// Somebody gives up on a killed restore, and makes datasets of the same names at the same places. His cluster isn't
+/// running; it is a copy of the set's cluster, and the restore's folder may still be there.
+#[test]
+fn datasets_of_the_same_names_are_somebody_else_s() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let own = format!("{parent}/data");
+    let to = fixture.target("r");
+    let data = to.join("data");
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let delta = [&zfs_form[..], &["--delta"]].concat();
+    let destroy = || {
+        wait_until("they can be destroyed", LIMIT, || {
+            run(&mut command("zfs", ["destroy", "-r", &parent])).ok()
+        });
+    };
+    for (is_over_older, step, folder_stays, is_of_an_older_version) in [
+        (true, "restore.received-1", false, false),
+        (true, "restore.received-1", true, false),
+        (true, "restore.received-1", false, true),
+        (false, "restore.prepared", true, false),
+    ] {
+        let case = format!("{is_over_older} {folder_stays} {is_of_an_older_version}");
+        if is_over_older {
+            lockstep.restore(&set.id, &to, &zfs_form);
+        }
+        kill(&fixture, &lockstep, step, &restore_arguments(&set.id, &to, &delta));
+        if is_of_an_older_version {
+            forget_fields(&journals(&fixture)[0]);
+        }
+        destroy();
+        if !folder_stays {
+            fs::remove_dir_all(&to).expect("the test may");
+        }
+        zfs(&["create", "-o", "mountpoint=none", &parent]);
+        zfs(&["create", "-o", &format!("mountpoint={}", data.display()), &own]);
+        must(command("cp", ["-aT"]).args([&fixture.cluster.data, &data]));
+        fs::remove_file(data.join("postmaster.pid")).expect("it was copied");
+        zfs(&["snapshot", &format!("{own}@mine")]);
+        let before = walk(&data);
+        let checked = lockstep.run(&["check"]);
+        let said = lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+        assert!(journals(&fixture).is_empty(), "{case}: {}", said.describe());
+        let changed = differences(&before, &walk(&data));
+        assert!(changed.is_empty(), "{case}: {changed:?}: {}", said.describe());
+        for wrong in ["rm -r", "start no server", "no server starts", "zfs destroy", "@mine"] {
+            assert!(!checked.stdout.contains(wrong), "{case}: {wrong}: {}", checked.describe());
+            assert!(!said.stderr.contains(wrong), "{case}: {wrong}: {}", said.describe());
+        }
+        destroy();
+        let _ = fs::remove_dir_all(&to);
+    }
+
+    // His isn't mounted at the moment: nothing of the restore's is waited for.
+    lockstep.restore(&set.id, &to, &zfs_form);
+    kill(&fixture, &lockstep, "restore.received-1", &restore_arguments(&set.id, &to, &delta));
+    destroy();
+    zfs(&["create", "-o", "mountpoint=none", &parent]);
+    zfs(&["create", "-o", "mountpoint=none", &own]);
+    let said = lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+    assert!(journals(&fixture).is_empty(), "{}", said.describe());
+    assert!(!said.stderr.contains("can't be seen"), "{}", said.describe());
+    destroy();
+    let _ = fs::remove_dir_all(&to);
+    assert_lives_on(&fixture);
+}
+
+/// Removes from a journal what older versions don't record.
+fn forget_fields(journal: &Path) {
+    let text = fs::read(journal).expect("it is there");
+    let mut entry: serde_json::Value = serde_json::from_slice(&text).expect("it is JSON");
+    for field in ["data_guid", "identifiers"] {
+        let had = entry.as_object_mut().expect("an object").remove(field);
+        assert!(had.is_some(), "{field}");
+    }
+    fs::write(journal, entry.to_string()).expect("the test may");
+}
+
+/// The datasets are the restore's, whatever version wrote its journal; but somebody may have made a cluster in one of
+/// them, or a dataset below.
+#[test]
+fn what_is_made_in_a_killed_restore_s_datasets_stays() {
+    let (fixture, lockstep, set) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let to = fixture.target("r");
+    let data = to.join("data");
+    let zfs_form = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let delta = [&zfs_form[..], &["--delta"]].concat();
+    let over = restore_arguments(&set.id, &to, &delta);
+    let next = || lockstep.expect(exit::USAGE, &["prune", "--local", "--set", "no-such"]);
+    let rests = ["a restore was cut off", "--delta continues with it"];
+
+    // Twice: the datasets carry the mark of the first.
+    for _ in 0..2 {
+        lockstep.restore(&set.id, &to, &delta);
+    }
+    for is_of_an_older_version in [false, true] {
+        kill(&fixture, &lockstep, "restore.received-1", &over);
+        if is_of_an_older_version {
+            forget_fields(&journals(&fixture)[0]);
+        }
+        fs::rename(data.join("global/pg_control.lockstep"), control(&data)).expect("it is held");
+        let checked = lockstep.run(&["check"]).stdout;
+        assert!(checked.contains("start no server in"), "{checked}");
+        assert_said(&next(), &rests);
+        assert!(journals(&fixture).is_empty() && !control(&data).exists());
+    }
+    lockstep.restore_and_start(&set.id, &to, &delta).server().stop(Stop::Fast);
+    discard(&fixture, &to, &parent);
+
+    // Somebody else's dataset below would be destroyed with the rest.
+    kill(&fixture, &lockstep, "restore.prepared", &restore_arguments(&set.id, &to, &zfs_form));
+    let hint = format!("zfs destroy -r {parent}; rm -r");
+    assert!(lockstep.run(&["check"]).stdout.contains(&hint), "then this test proves nothing");
+    let mine = format!("{parent}/mine");
+    zfs(&["create", "-o", "mountpoint=none", &mine]);
+    let checked = lockstep.run(&["check"]).stdout;
+    assert!(checked.contains(rests[1]) && !checked.contains("zfs destroy"), "{checked}");
+    zfs(&["destroy", &mine]);
+
+    // A new cluster in the restore's own dataset, with the restore's marker or without.
+    for has_marker in [true, false] {
+        if !has_marker {
+            kill(
+                &fixture,
+                &lockstep,
+                "restore.prepared",
+                &restore_arguments(&set.id, &to, &zfs_form),
+            );
+            fs::remove_file(to.join(".lockstep-restore")).expect("it is there");
+        }
+        let inside = data.display().to_string();
+        must(&mut command("find", [&inside, "-mindepth", "1", "-delete"]));
+        let initdb = ["-A", "trust", "--no-sync", "-U", "postgres", "-D", &inside];
+        must(&mut as_postgres(fixture.cluster.bin.join("initdb"), initdb));
+        let before = walk(&data);
+        let said = next();
+        assert_said(&said, &["is a cluster of its own by now"]);
+        let changed = differences(&before, &walk(&data));
+        assert!(changed.is_empty(), "{changed:?}: {}", said.describe());
+        assert!(journals(&fixture).is_empty() && !said.stderr.contains("zfs destroy"));
+        discard(&fixture, &to, &parent);
+    }
+    assert_lives_on(&fixture);
+}
+
 /// Over an older restore's datasets, as files. After a reboot they may not be mounted.
 #[test]
 fn files_on_datasets_that_are_not_mounted_are_not_forgotten() {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use super::{DatasetName, Properties, SnapshotName, Zfs, parse, said};
+use super::{DatasetName, Guid, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 
 impl Zfs {
@@ -68,6 +68,14 @@ impl Zfs {
     /// When the dataset doesn't exist.
     pub fn bytes(&self, dataset: &DatasetName, property: &str) -> Result<u64> {
         parse::number(&self.value(dataset, property)?, property)
+    }
+
+    /// A dataset's own GUID: neither a rollback nor a receive changes it, and no other dataset gets it.
+    ///
+    /// # Errors
+    /// When the dataset doesn't exist.
+    pub fn guid(&self, dataset: &DatasetName) -> Result<Guid> {
+        self.value(dataset, "guid")?.parse().map_err(Error::failed)
     }
 
     /// Whether the dataset carries `property=value` as its own; `None` if it is gone.
