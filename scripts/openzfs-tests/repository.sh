@@ -237,10 +237,10 @@ case $1 in
     backup sixth
     expect "its files are there without a name" sh -c "ls -l /proc/[0-9]*/fd 2>/dev/null | grep -q 'space one.*deleted'"
     backup seventh
-    new=(--as zfs --dataset fast/q --to /tank/restores/q)
+    new=(--as zfs --dataset fast/u --to /tank/restores/unlinked)
     restore "the sixth set anew" sixth 5500 "${new[@]}"
     restore "the seventh set on top of it" seventh 5500 --delta "${new[@]}"
-    must zfs destroy -r fast/q
+    must zfs destroy -r fast/u
 
     # A pool without the features that a volume needs.
     truncate -s 400M /var/plain.img
