@@ -251,17 +251,18 @@ case $1 in
     must zpool destroy -f plain
 
     # A bookmark of `zfs redact` with the GUID of a set's snapshot is no base: an increment from it has more.
-    seventh=$SPACE_DATASET@lockstep-$(set_of seventh)
-    must zfs clone -o mountpoint=/redacted "$seventh" fast/redacted
-    rm -rf /redacted/*
-    must zfs snapshot fast/redacted@r
-    must zfs redact "$seventh" redaction fast/redacted@r
-    must zfs destroy -r fast/redacted
-    zfs list -H -o name -t snapshot -d 1 "$SPACE_DATASET" | while read -r name; do
+    seventh=$DATA_DATASET@lockstep-$(set_of seventh)
+    must zfs clone -o mountpoint=/redacted "$seventh" tank/redacted
+    rm -rf /redacted/base
+    must zfs snapshot tank/redacted@r
+    must zfs redact "$seventh" redaction tank/redacted@r
+    must zfs destroy -r tank/redacted
+    zfs list -H -o name -t snapshot -d 1 "$DATA_DATASET" | while read -r name; do
       zfs holds -H "$name" | while IFS=$'\t' read -r _ tag _; do zfs release "$tag" "$name"; done
       zfs destroy "$name"
     done
-    zfs list -H -o name -t bookmark -d 1 "$SPACE_DATASET" | grep '#lockstep-' | while read -r name; do zfs destroy "$name"; done
+    zfs list -H -o name -t bookmark -d 1 "$DATA_DATASET" | grep '#lockstep-' | while read -r name; do zfs destroy "$name"; done
+    expect_equal "the bookmark is all that is left" "$DATA_DATASET#redaction" "$(zfs list -H -o name -t snapshot,bookmark -d 1 "$DATA_DATASET")"
     backup eighth
     expect "repo check at the end" "$lockstep" repo check --read-data
     expect_consistent "the original at the end"

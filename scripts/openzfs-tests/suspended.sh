@@ -110,6 +110,7 @@ expect_end "list with state_dir there" 0 "" "$lockstep" --config /etc/lockstep/t
 
 # --- and is imported read-only: nothing can be removed there, and nothing is begun ------------------------------------------
 
+must "$lockstep" mirror stop copy
 as_postgres "$PG_BIN/pg_ctl" -D /srv/sus -m immediate stop >/dev/null 2>&1
 must zpool export -f sus
 must zpool import -o readonly=on -d /dev/mapper sus
