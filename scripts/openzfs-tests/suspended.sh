@@ -112,7 +112,7 @@ expect_end "list with state_dir there" 0 "" "$lockstep" --config /etc/lockstep/t
 
 must "$lockstep" mirror stop copy
 as_postgres "$PG_BIN/pg_ctl" -D /srv/sus -m immediate stop >/dev/null 2>&1
-must zpool export -f sus
+for ((tries = 0; tries < 60; tries++)); do ! zpool export -f sus 2>/dev/null || break; sleep 1; done
 must zpool import -o readonly=on -d /dev/mapper sus
 for dry in --dry-run ""; do
   # shellcheck disable=SC2086  # nothing, or an option
