@@ -392,8 +392,8 @@ impl Record {
 }
 
 /// Refuses a cluster that is a mirror which is being made, removed or given new data, or was when that was interrupted.
-/// With half of its data replaced, pg_control says "shut down" until the end; and the next `mirror` command removes what
-/// isn't complete, with its registration: a set of it would then be of no cluster.
+/// With half of its data replaced, pg_control says "shut down" until the end; and the next `mirror` command removes
+/// what isn't complete, with its registration: a set of it would then be of no cluster.
 ///
 /// # Errors
 /// [`Refusal::Mirror`] for such a mirror; an error when its record can't be read.

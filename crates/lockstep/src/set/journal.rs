@@ -128,8 +128,8 @@ pub struct RestoreJournal {
     /// don't record it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data_guid: Option<Guid>,
-    /// The system identifiers of the set's cluster, also those that it had before or has had since. Older versions don't
-    /// record them.
+    /// The system identifiers of the set's cluster, also those that it had before or has had since. Older versions
+    /// don't record them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub identifiers: Vec<SystemIdentifier>,
     /// Where the file systems that hold its folders are mounted: without them nothing can be seen of it.
