@@ -105,7 +105,11 @@ fn at_work(parts: &[Part], data: &Path, alone: bool) -> Result<Option<(u32, Stri
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let name = name.trim_end();
         let known = PROGRAMS.iter().find(|program| program[..program.len().min(COMM)] == *name);
-        if let Some(program) = known.filter(|_| is_given(pid, data)) {
+        if let Some(program) = known.filter(|program| {
+            // Where these two write, an argument says; the folder that they were started in may be the one they read.
+            let is_there = !matches!(**program, "pg_basebackup" | "pg_combinebackup");
+            is_given(pid, data) || is_there && works_in(pid, data)
+        }) {
             return Ok(Some((pid, (*program).to_owned(), data.to_owned())));
         }
         // Beside a server, whoever else writes there is its own, such as an archive_command.
@@ -116,7 +120,12 @@ fn at_work(parts: &[Part], data: &Path, alone: bool) -> Result<Option<(u32, Stri
     Ok(None)
 }
 
-/// Whether a process works in this folder, or one of its arguments names it.
+/// Whether a process's working directory is this folder: pg_resetwal goes there, whatever named it (PGDATA).
+fn works_in(pid: u32, folder: &Path) -> bool {
+    files::are_one(&PathBuf::from(format!("/proc/{pid}/cwd")), folder)
+}
+
+/// Whether an argument of a process names this folder.
 fn is_given(pid: u32, folder: &Path) -> bool {
     let of = |what: &str| PathBuf::from(format!("/proc/{pid}/{what}"));
     let is_it = |path: &Path| match path.strip_prefix("/") {
@@ -125,17 +134,15 @@ fn is_given(pid: u32, folder: &Path) -> bool {
     };
     let arguments = std::fs::read(of("cmdline")).unwrap_or_default();
     let mut arguments = arguments.split(|&byte| byte == 0).filter(|argument| !argument.is_empty());
-    files::are_one(&of("cwd"), folder)
-        || arguments.any(|argument| {
-            // DIR, --target-pgdata=DIR, -DDIR.
-            let value =
-                argument.iter().position(|&byte| byte == b'=').map(|at| &argument[at + 1..]);
-            let attached = argument.strip_prefix(b"-").and_then(|rest| rest.get(1..));
-            [Some(argument), value, attached]
-                .into_iter()
-                .flatten()
-                .any(|path| !path.is_empty() && is_it(Path::new(OsStr::from_bytes(path))))
-        })
+    arguments.any(|argument| {
+        // DIR, --target-pgdata=DIR, -DDIR.
+        let value = argument.iter().position(|&byte| byte == b'=').map(|at| &argument[at + 1..]);
+        let attached = argument.strip_prefix(b"-").and_then(|rest| rest.get(1..));
+        [Some(argument), value, attached]
+            .into_iter()
+            .flatten()
+            .any(|path| !path.is_empty() && is_it(Path::new(OsStr::from_bytes(path))))
+    })
 }
 
 /// Returns a file of the cluster that a process has open for writing.

@@ -118,6 +118,7 @@ fn who_writes_and_who_was_given_a_folder_is_seen_in_proc() {
     let write = fs::File::options().append(true).open(&path).unwrap();
     assert_eq!(writes(own, &layout.parts), Some(path));
     drop((read, write));
-    assert!(is_given(own, &std::env::current_dir().unwrap()), "its working directory");
+    let here = std::env::current_dir().unwrap();
+    assert!(works_in(own, &here) && !works_in(own, scratch.path()) && !is_given(own, &here));
     assert!(!is_given(own, scratch.path()));
 }
