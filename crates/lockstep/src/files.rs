@@ -6,7 +6,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub(crate) mod reserve;
@@ -244,6 +244,18 @@ pub fn empty_directory(path: &Path) -> Result<()> {
 /// When it can't be listed.
 pub fn is_empty_directory(path: &Path) -> Result<bool> {
     Ok(fs::read_dir(path).map_err(Error::io("list", path))?.next().is_none())
+}
+
+/// Returns what is in a folder; nothing if the folder doesn't exist.
+///
+/// # Errors
+/// When it can't be listed.
+pub fn list(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.map_err(Error::io("list", folder))?,
+    };
+    entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.path())).collect()
 }
 
 /// Refuses a path where nothing can be made, because its file system is mounted read-only: the path, or the first

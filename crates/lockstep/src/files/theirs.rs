@@ -195,23 +195,17 @@ pub fn copy_owned(from: &Path, to: &Path, mode: u32, owner: Option<Credentials>)
 pub fn copy_with_holes(from: &Path, to: &Path) -> Result<()> {
     let mut source = open_itself(from).map_err(Error::io("read", from))?;
     let file = Place::find(to)?.create()?;
-    let mut block = vec![0; HOLE];
+    let mut block = Vec::with_capacity(HOLE);
     let mut copy = || -> std::io::Result<()> {
         let mut size = 0;
         loop {
-            let mut read = 0;
-            while read < block.len() {
-                match source.read(&mut block[read..])? {
-                    0 => break,
-                    more => read += more,
-                }
-            }
-            let found = &block[..read];
-            if found.is_empty() {
+            block.clear();
+            let read = Read::take(&mut source, HOLE as u64).read_to_end(&mut block)?;
+            if read == 0 {
                 return file.set_len(size);
             }
-            if found.iter().any(|byte| *byte != 0) {
-                file.write_all_at(found, size)?;
+            if block.iter().any(|byte| *byte != 0) {
+                file.write_all_at(&block, size)?;
             }
             size += read as u64;
         }
@@ -271,15 +265,10 @@ pub fn open_log(path: &Path, owner: Option<Credentials>) -> Result<File> {
 /// # Errors
 /// When it can't be created.
 pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result<()> {
-    let way = go_to(path, true).map_err(on_the_way(path))?;
-    let failed =
-        |verb: &'static str| move |errno: Errno| Error::io(verb, path)(std::io::Error::from(errno));
-    let folder = rustix::fs::openat(&way, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed("open"))?;
-    let found = rustix::fs::fstat(&folder).map_err(failed("look at"))?;
+    let (folder, mode) = open_folder(path, true)?;
     // A folder that is already right may be where nothing can be changed.
-    if found.st_mode & 0o7777 != 0o700 {
-        rustix::fs::fchmod(&folder, Mode::RWXU).map_err(failed("chmod"))?;
+    if mode & 0o7777 != 0o700 {
+        change_mode(&folder, path, 0o700)?;
     }
     give(&folder, path, owner)
 }
@@ -289,14 +278,23 @@ pub fn create_owned_directory(path: &Path, owner: Option<Credentials>) -> Result
 /// # Errors
 /// When the system refuses.
 pub fn let_group_enter(path: &Path) -> Result<()> {
-    let folder = go_to(path, false).map_err(on_the_way(path))?;
-    let failed = |errno: Errno| Error::io("chmod", path)(errno.into());
-    let folder = rustix::fs::openat(&folder, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed)?;
-    match rustix::fs::fstat(&folder).map_err(failed)?.st_mode & 0o777 {
-        0o700 => rustix::fs::fchmod(&folder, Mode::from_raw_mode(0o750)).map_err(failed),
-        _ => Ok(()),
-    }
+    let (folder, mode) = open_folder(path, false)?;
+    if mode & 0o777 == 0o700 { change_mode(&folder, path, 0o750) } else { Ok(()) }
+}
+
+/// Opens a folder itself, and returns its mode; with `make`, missing ones are created.
+fn open_folder(path: &Path, make: bool) -> Result<(OwnedFd, u32)> {
+    let failed = |verb: &'static str| move |errno: Errno| Error::io(verb, path)(errno.into());
+    let way = go_to(path, make).map_err(on_the_way(path))?;
+    let folder = rustix::fs::openat(&way, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open"))?;
+    let mode = rustix::fs::fstat(&folder).map_err(failed("look at"))?.st_mode;
+    Ok((folder, mode))
+}
+
+fn change_mode(folder: &OwnedFd, path: &Path, mode: u32) -> Result<()> {
+    rustix::fs::fchmod(folder, Mode::from_raw_mode(mode))
+        .map_err(|errno| Error::io("chmod", path)(errno.into()))
 }
 
 /// Removes a file of a restored tree, whatever its flags; a missing one is fine.

@@ -198,9 +198,9 @@ fn changed(data: &Path) -> Result<Option<(PathBuf, &'static str)>> {
     let last = about(&control)?.map(|(_, modified)| modified);
     let mut all: Vec<_> = FILES.iter().map(|name| (data.join(name), true)).collect();
     for folder in FOLDERS {
-        all.extend(list(&data.join(folder))?.into_iter().map(|path| (path, true)));
+        all.extend(files::list(&data.join(folder))?.into_iter().map(|path| (path, true)));
     }
-    let databases = list(&data.join("base"))?;
+    let databases = files::list(&data.join("base"))?;
     all.extend(databases.iter().map(|folder| (folder.join(OF_DATABASE), false)));
     for (path, never_empty) in all {
         let Some((length, modified)) = about(&path)? else { continue };
@@ -223,15 +223,6 @@ fn about(path: &Path) -> Result<Option<(u64, SystemTime)>> {
     };
     let modified = found.modified().map_err(Error::io("look at", path))?;
     Ok(found.is_file().then_some((found.len(), modified)))
-}
-
-/// Returns what is in a folder; nothing if there is none.
-fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(Error::io("list", folder))?,
-    };
-    entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.path())).collect()
 }
 
 #[cfg(test)]

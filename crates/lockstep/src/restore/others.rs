@@ -14,9 +14,10 @@ use pgfiles::control_file::ControlFile;
 
 use super::marker::Marker;
 use super::unfinished::MADE_BY;
-use super::{control, gone_on, tree};
+use super::{control, gone_on};
 use crate::context::Context;
 use crate::error::Result;
+use crate::files;
 use crate::postgres::instance;
 use crate::set::journal::RestoreJournal;
 use crate::volume::mounts::Mounts;
@@ -56,7 +57,7 @@ fn has_only_folders(folder: &Path) -> bool {
         path.ends_with(".zfs")
             || path.symlink_metadata().is_ok_and(|found| found.is_dir()) && has_only_folders(path)
     };
-    tree::list(folder).is_ok_and(|all| all.iter().all(is_one))
+    files::list(folder).is_ok_and(|all| all.iter().all(is_one))
 }
 
 /// Whether DIR is this restore's.
@@ -157,7 +158,7 @@ pub(super) fn have_made_something(cx: &Context, entry: &RestoreJournal) -> Resul
     // If it went over an older restore, the data directory isn't one that it made.
     let data = Some(&entry.data).filter(|_| entry.keeps_files);
     for path in written(entry).chain(data) {
-        if !tree::list(path)?.is_empty() {
+        if !files::list(path)?.is_empty() {
             return Ok(true);
         }
     }

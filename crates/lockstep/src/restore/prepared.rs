@@ -13,7 +13,6 @@ use std::path::Path;
 use super::build::Build;
 use super::only::Only;
 use super::source::Source;
-use super::tree::list;
 use crate::error::{Error, Result};
 use crate::files;
 
@@ -34,7 +33,7 @@ fn remove_but(only: &Only, folder: &Path) -> Result<()> {
     if only.is_all() {
         return Ok(());
     }
-    for path in list(folder)? {
+    for path in files::list(folder)? {
         let Some(database) = database_of(&path)?.filter(|database| !only.wants(*database)) else {
             continue;
         };
@@ -83,9 +82,9 @@ mod tests {
         std::fs::write(folder.join("0000000000000304"), b"short").unwrap();
         remove_but(&Only::of(None, None), folder).unwrap();
         remove_but(&Only::of(None, Some(&[16_500])), folder).unwrap();
-        assert_eq!(list(folder).unwrap().len(), 4);
+        assert_eq!(files::list(folder).unwrap().len(), 4);
         remove_but(&Only::of(Some(&[16_384]), None), folder).unwrap();
-        let left = list(folder).unwrap();
+        let left = files::list(folder).unwrap();
         assert_eq!(left.len(), 3);
         assert!(left.iter().all(|path| !path.ends_with("0000000000000302")), "{left:?}");
     }

@@ -104,7 +104,7 @@ fn has_in_place_tablespaces(data: &Path) -> Result<bool> {
         let name = path.file_name().and_then(|name| name.to_str());
         name.is_some_and(is_number) && path.symlink_metadata().is_ok_and(|found| found.is_dir())
     };
-    Ok(tree::list(&data.join("pg_tblspc"))?.iter().any(is_one))
+    Ok(files::list(&data.join("pg_tblspc"))?.iter().any(is_one))
 }
 
 /// Waits until recovery is where it should end. If something stops it that another start resolves, starts it again.

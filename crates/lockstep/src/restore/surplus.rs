@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 
 use super::as_files;
 use super::build::Build;
+use super::control;
 use super::placement::Placement;
-use super::{control, tree};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::process::quote;
@@ -24,7 +24,7 @@ pub(super) fn find(placement: &Placement) -> Result<Vec<PathBuf>> {
     for (folder, is_known) in
         [("tablespaces", is_oid as fn(&str) -> bool), ("volumes", is_of_a_volume)]
     {
-        let entries = tree::list(&directory.join(folder))?.into_iter();
+        let entries = files::list(&directory.join(folder))?.into_iter();
         all.extend(
             entries.filter(|path| {
                 path.file_name().and_then(|name| name.to_str()).is_some_and(is_known)

@@ -132,7 +132,7 @@ fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
     if !is_folder(folder) {
         return Ok(());
     }
-    for entry in list(folder)? {
+    for entry in files::list(folder)? {
         if entry.file_name().unwrap_or_default().as_bytes().starts_with(prefix) {
             if is_folder(&entry) {
                 files::remove_tree(&entry)?
@@ -145,21 +145,12 @@ fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
 }
 
 fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
-    Ok(list(folder)?.into_iter().filter(|path| is_folder(path)).collect())
+    Ok(files::list(folder)?.into_iter().filter(|path| is_folder(path)).collect())
 }
 
 /// Whether the path is a folder itself, and not a link to one.
 fn is_folder(path: &Path) -> bool {
     std::fs::symlink_metadata(path).is_ok_and(|metadata| metadata.is_dir())
-}
-
-/// Returns what is in a folder; nothing if the folder doesn't exist.
-pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match std::fs::read_dir(folder) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        other => other.map_err(Error::io("list", folder))?,
-    };
-    entries.map(|entry| Ok(entry.map_err(Error::io("list", folder))?.path())).collect()
 }
 
 /// Puts the set's own WAL into pg_wal, in place of what the data snapshot contains there.
@@ -176,7 +167,7 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
-        for path in list(pg_wal)? {
+        for path in files::list(pg_wal)? {
             if !is_folder(&path) {
                 files::remove_file(&path)?;
             }
@@ -203,7 +194,10 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
 fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
     let is_one =
         |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_backup_history);
-    list(pg_wal)?.iter().filter(|path| is_one(path)).try_for_each(|path| files::remove_file(path))
+    files::list(pg_wal)?
+        .iter()
+        .filter(|path| is_one(path))
+        .try_for_each(|path| files::remove_file(path))
 }
 
 /// Changes pg_control as the strategy needs it.

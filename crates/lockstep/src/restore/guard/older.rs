@@ -11,6 +11,7 @@ use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 use super::Asked;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::plan::layout::PartKind;
 use crate::postgres::instance;
 use crate::refusal::Refusal;
@@ -20,7 +21,6 @@ use crate::restore::control;
 use crate::restore::marker::{self, Marker};
 use crate::restore::placement::Placement;
 use crate::restore::source::Source;
-use crate::restore::tree;
 use crate::volume::mounts::Mounts;
 use crate::volume::zfs::DatasetName;
 
@@ -33,7 +33,7 @@ const SNAPSHOTS: &str = ".zfs";
 
 /// Whether a folder is empty.
 pub(super) fn is_empty(folder: &Path) -> Result<bool> {
-    Ok(tree::list(folder)?.iter().all(|path| path.ends_with(SNAPSHOTS)))
+    Ok(files::list(folder)?.iter().all(|path| path.ends_with(SNAPSHOTS)))
 }
 
 /// Checks that what the folders hold looks like an older restore of this cluster, or is nothing.
@@ -312,7 +312,7 @@ fn is_of_wal(name: &str, segment_size: WalSegmentSize) -> bool {
 }
 
 fn holds(folder: &Path, what: &str, known: impl Fn(&str) -> bool) -> Result<()> {
-    let all = tree::list(folder)?;
+    let all = files::list(folder)?;
     let mut names = all.iter().filter_map(|path| path.file_name());
     let is_known = |name: &str| name == SNAPSHOTS || known(name);
     match names.find(|name| !name.to_str().is_some_and(is_known)) {

@@ -14,7 +14,7 @@ use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::{control, tree};
+use crate::restore::control;
 use crate::set::manifest::SetPart;
 use crate::volume::mounts::Mounts;
 
@@ -100,7 +100,7 @@ fn forget_older(folder: &Path) -> Result<()> {
     let strange = |path: &&PathBuf| {
         path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b"PG_"))
     };
-    match tree::list(folder)?.iter().find(strange) {
+    match files::list(folder)?.iter().find(strange) {
         None => files::empty_directory(folder),
         Some(path) => Err(Refusal::NotAnOlderRestore {
             path: folder.to_path_buf(),
