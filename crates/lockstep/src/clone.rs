@@ -14,6 +14,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::away;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
@@ -25,7 +26,7 @@ use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
 use crate::set::manifest::path_text;
 use crate::steps;
-use crate::volume::zfs::{Away, DatasetName, Zfs};
+use crate::volume::zfs::Zfs;
 
 /// The options of `clone create`.
 #[derive(Debug, Clone)]
@@ -318,7 +319,8 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
         }
     };
     let _lock = unfinished::lock(cx, &record.made.id)?;
-    refuse_away(cx, &record, is_lost)?;
+    let (what, give_up) = (format!("clone \"{name}\""), destroy_command(name, true));
+    away::refuse(&cx.zfs, &record.made.datasets, &what, &give_up, is_lost)?;
     // Before its server is stopped: half a clone is of no use.
     let in_the_way = unfinished::in_the_way(cx, &record.made)?;
     if !in_the_way.is_empty() {
@@ -356,35 +358,6 @@ fn none(cx: &Context, name: &CloneName, damaged: Option<&Error>) -> Error {
             destroy_command(name, true)
         )),
     }
-}
-
-/// Refuses a clone of which a pool isn't imported: its datasets there would come back, and nobody would know them. A
-/// clone on a suspended pool can't be looked at, so it can't be given up either.
-fn refuse_away(cx: &Context, record: &Record, is_lost: bool) -> Result<()> {
-    let name = &record.name;
-    for (pool, away) in cx.zfs.all_away(record.made.datasets.iter().map(DatasetName::pool))? {
-        let state = away.state();
-        if is_lost && away == Away::NotImported {
-            tracing::warn!(
-                "pool \"{pool}\" {state}: if it comes back, it still has what clone \"{name}\" has there"
-            );
-            continue;
-        }
-        let or_else = match away {
-            Away::NotImported => {
-                format!("; if the pool is gone for good: {}", destroy_command(name, true))
-            }
-            Away::Suspended => String::new(),
-        };
-        return Err(Error::failed(format!(
-            "clone \"{name}\" can't be destroyed: pool \"{pool}\" {state}"
-        ))
-        .with_hint(format!(
-            "{}, and then run it again: nothing was changed{or_else}",
-            away.command(&pool)
-        )));
-    }
-    Ok(())
 }
 
 fn record_path(cx: &Context, name: impl Display) -> PathBuf {

@@ -9,6 +9,7 @@
 #![cfg_attr(not(test), deny(clippy::unwrap_used, clippy::expect_used, clippy::panic))]
 
 pub mod adopt;
+mod away;
 pub mod backup;
 pub mod check;
 pub mod cli;

@@ -4,7 +4,6 @@
 //! Children get their own process group, so that Ctrl-C ends Lockstep at the next step rather than a `zfs snapshot`
 //! half way. A program whose output or input is abandoned early is killed and waited for. No program gets the
 //! variables that open the stores: a server that stays would show them to anyone who may run programs in it.
-//! may run programs in it.
 //!
 //! What could go wrong: Lockstep is killed, and a program that it started continues. The next command undoes the
 //! killed one, but doesn't know what that program makes afterwards. So a program can hold the lock under which it
@@ -13,6 +12,7 @@
 mod user;
 
 use std::ffi::{OsStr, OsString};
+use std::io::ErrorKind::{OutOfMemory, WouldBlock};
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
@@ -119,6 +119,10 @@ impl CommandError {
                 folder.display(),
                 quote(&folder.display().to_string())
             )),
+            // Neither the program nor its file is the reason: clone(2).
+            Self::Start { source, .. } if matches!(source.kind(), WouldBlock | OutOfMemory) => {
+                Some(strata::threads::LIMITS.into())
+            }
             Self::Start { program, .. } => {
                 Some(format!("is \"{program}\" installed, and in the PATH of this user?"))
             }
@@ -439,7 +443,7 @@ impl<P> Piped<P> {
         let read = move || stderr.map(read_tail).unwrap_or_default();
         let stderr = std::thread::Builder::new().spawn(read).map_err(|source| {
             let _ = child.kill().and_then(|()| child.wait());
-            CommandError::Lost { command: command.clone(), source }
+            program.start_error(source)
         })?;
         Ok(Self { child, command, pipe: None, stderr: Some(stderr) })
     }
@@ -605,6 +609,9 @@ mod tests {
         let error = Program::new("lockstep-no-such-program").run().unwrap_err();
         assert!(!error.is_answer());
         assert!(error.hint().is_some_and(|hint| hint.contains("installed")));
+        let limited = rustix::io::Errno::AGAIN.into();
+        let error = Program::new("lockstep-no-such-program").start_error(limited);
+        assert!(error.hint().is_some_and(|hint| hint.contains("TasksMax")));
     }
 
     #[test]

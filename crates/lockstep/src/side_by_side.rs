@@ -74,7 +74,7 @@ pub(crate) fn side_by_side<T: Send, R: Send, All>(
     };
     let rest = std::thread::scope(|scope| {
         for _ in 0..threads {
-            if let Err(error) = threads::start(scope, || progressing.work(limits, &one)) {
+            if let Err(error) = threads::start_in(scope, || progressing.work(limits, &one)) {
                 progressing.locked().failed = Some(error);
                 break;
             }

@@ -8,6 +8,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::threads;
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -15,19 +16,19 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// terminal (SIGHUP), unless `nohup` makes it ignored.
 ///
 /// # Errors
-/// When the handler can't be installed.
+/// When the handler can't be installed, or the system starts no thread for it.
 pub fn catch_signals() -> Result<()> {
     use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let caught = [SIGINT, SIGTERM].into_iter().chain((!ignores(&status, SIGHUP)).then_some(SIGHUP));
     let mut signals = signal_hook::iterator::Signals::new(caught)
         .map_err(|e| Error::failed("cannot install the signal handler").because(e))?;
-    std::thread::spawn(move || {
+    let watch = move || {
         for _ in signals.forever() {
             INTERRUPTED.store(true, Ordering::SeqCst);
         }
-    });
-    Ok(())
+    };
+    threads::start(watch).map(drop)
 }
 
 /// Checks whether a signal is ignored, according to `/proc/PID/status`.

@@ -116,6 +116,13 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The system starts no thread: a limit of memory or of processes.
+    #[error("the system starts no more threads")]
+    Thread {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// Random bytes are needed for a name, and the system has none.
     #[error("the system gives no random bytes: {0}")]
     Random(String),
@@ -192,6 +199,7 @@ impl Error {
             }
             Error::LeaseLost { .. } => "was this host paused for long, or is its clock wrong?",
             Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
+            Error::Thread { .. } => crate::threads::LIMITS,
             _ => return None,
         })
     }

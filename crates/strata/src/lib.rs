@@ -25,6 +25,7 @@ pub mod pack;
 pub mod repack;
 mod repository;
 pub mod store;
+pub mod threads;
 
 pub use error::{Error, Result};
 pub use id::{Ulid, check_name};

@@ -6,7 +6,7 @@ use pgfiles::control_file::ControlFile;
 
 use super::{Finding, branches, failure, ok, warning, writable, wrong};
 use crate::context::{Context, lockstep};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::refusal::elsewhere;
 use crate::repository::kin::{self, Identity, Kin};
@@ -304,13 +304,11 @@ fn of_sets(
         }
         Err(error) => all.push(failure(subject, &error)),
     }
-    match (ours.last(), damaged.into_iter().next_back()) {
-        // `repo check` reports the others.
-        (newest, Some((id, error)))
-            if newest.is_none_or(|newest| *newest.manifest.set.as_str() < *id) =>
-        {
-            all.push(failure(subject, &error));
-        }
+    all.extend(unreadable(subject, &damaged, &opened.name));
+    match (ours.last(), damaged.last()) {
+        // Which the newest is, its manifest would say.
+        (newest, Some((id, _)))
+            if newest.is_none_or(|newest| newest.manifest.set.as_str() < id.as_str()) => {}
         (Some(set), _) => {
             all.push(newest_there(subject, set, max_age, now));
             all.extend(whole(cx, opened, subject, set));
@@ -352,6 +350,18 @@ fn of_sets(
     };
     all.extend(this.check(subject, newest_id.as_deref(), max_age, now));
     Ok(all)
+}
+
+/// Reports sets whose manifests can't be read, the newest first.
+fn unreadable(subject: &str, damaged: &[(String, Error)], repository: &str) -> Vec<Finding> {
+    let named = damaged.iter().rev().take(NAMED);
+    let mut all: Vec<_> = named.map(|(_, error)| failure(subject, error)).collect();
+    if let Some(more) = damaged.len().checked_sub(NAMED).filter(|more| *more > 0) {
+        let what = format!("so can't the manifests of {more} older sets");
+        let hint = format!("`{} repo check {repository}` names them", lockstep());
+        all.push(wrong(subject, what, hint));
+    }
+    all
 }
 
 /// Reports sets of another cluster that has the same name.

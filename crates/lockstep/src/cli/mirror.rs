@@ -55,6 +55,9 @@ enum Command {
         /// Also remove the backup sets that were taken of it
         #[arg(long)]
         with_sets: bool,
+        /// Also with a pool that isn't imported, if that pool is gone for good
+        #[arg(long)]
+        lost: bool,
     },
     /// Synchronize a mirror's data with the primary again; its old sets stay
     Recreate {
@@ -138,12 +141,15 @@ impl Mirror {
                 serve::stop(&record)?;
                 say(json, "stopped", &name, "is stopped; its slot keeps WAL on the primary")
             }
-            Command::Destroy { name, with_sets } => {
+            Command::Destroy { name, with_sets, lost } => {
                 let name = parse_name(name)?;
                 // The table is removed together with the mirror.
                 let table = config.clusters.get(name.as_str());
                 let stored = table.map(|table| table.repositories.join(", ")).unwrap_or_default();
-                let gone = destroy::run(&home, config, &name, *with_sets)?;
+                let gone = {
+                    let also = destroy::Also { with_sets: *with_sets, is_lost: *lost };
+                    destroy::run(&home, config, &name, also)?
+                };
                 if !stored.is_empty() {
                     eprintln!(
                         "what it shipped to {stored} stays there, below clusters/{name}: a cluster of this name finds it again"

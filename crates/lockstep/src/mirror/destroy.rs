@@ -7,8 +7,9 @@ use super::create::refuse;
 use super::primary::Primary;
 use super::record::{Home, Kind, PROPERTY, Phase, Record};
 use super::{fill, serve};
+use crate::away;
 use crate::config::Config;
-use crate::context::Context;
+use crate::context::{Context, program};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
@@ -24,15 +25,26 @@ pub struct Destroyed {
     pub left_on_primary: Option<String>,
 }
 
-/// Removes a mirror, and its sets if `with_sets`.
+/// What a destroy may take along or leave.
+#[derive(Debug, Clone, Copy)]
+pub struct Also {
+    /// Its sets go with it.
+    pub with_sets: bool,
+    /// Pools that aren't imported are gone for good.
+    pub is_lost: bool,
+}
+
+/// Removes a mirror.
 ///
 /// # Errors
-/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when something can't be removed.
-pub fn run(home: &Home, config: &Config, name: &ClusterName, with_sets: bool) -> Result<Destroyed> {
+/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when a pool of it isn't there, or
+/// something can't be removed.
+pub fn run(home: &Home, config: &Config, name: &ClusterName, also: Also) -> Result<Destroyed> {
+    let Also { with_sets, is_lost } = also;
     home.find(name)?;
     let _lock = home.lock(name, "mirror destroy")?;
     let mut record = home.find(name)?;
-    record.check_answers(&home.zfs)?;
+    check_there(home, &record, is_lost)?;
     {
         let cluster = record.as_cluster()?;
         let cx = Context::open_as(config, name.clone(), &cluster)?;
@@ -70,9 +82,10 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
                 }
             },
         };
-        if let Err(error) = record.check_answers(&home.zfs)
-            && own != Some(&record.name)
-        {
+        if let Err(error) = check_there(home, &record, false) {
+            if own == Some(&record.name) {
+                return Err(error);
+            }
             tracing::warn!(mirror = %record.name, error = %error.chain(), "what is left of it stays for now");
             continue;
         }
@@ -106,6 +119,14 @@ pub fn unfinished(home: &Home, own: Option<&ClusterName>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn check_there(home: &Home, record: &Record, is_lost: bool) -> Result<()> {
+    record.check_answers(&home.zfs)?;
+    let datasets = record.places.iter().map(|place| &place.dataset);
+    let what = format!("mirror \"{}\"", record.name);
+    let give_up = format!("{} mirror destroy {} --lost", program(), record.name);
+    away::refuse(&home.zfs, datasets, &what, &give_up, is_lost)
 }
 
 fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Result<()> {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use postgres::error::SqlState;
 use postgres::{Client, NoTls};
 
-use crate::steps;
+use crate::{steps, threads};
 
 /// How often to look for a signal.
 const LOOK: Duration = Duration::from_millis(100);
@@ -28,7 +28,7 @@ pub(super) fn until_interrupted<T>(
     let token = client.cancel_token();
     let (done, is_done) = channel::<()>();
     std::thread::scope(|scope| {
-        scope.spawn(move || {
+        let watch = move || {
             while let Err(RecvTimeoutError::Timeout) = is_done.recv_timeout(LOOK) {
                 if steps::interrupted() {
                     // If the server can't be asked, the statement ends by itself.
@@ -36,7 +36,9 @@ pub(super) fn until_interrupted<T>(
                     return;
                 }
             }
-        });
+        };
+        // Where the system starts no more threads, a signal is seen once the statement has ended.
+        let _ = threads::start_in(scope, watch);
         let result = statement(client);
         drop(done);
         result

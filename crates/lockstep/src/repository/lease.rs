@@ -28,7 +28,7 @@ use crate::config::Place;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::{Repository, of_strata, reserve, went_back};
-use crate::steps;
+use crate::{steps, threads};
 
 /// What the lease is for.
 const WRITE: &str = "write";
@@ -120,7 +120,7 @@ impl Held {
             Ok(lease) => {
                 let (generation, token) = (lease.generation(), lease.token().to_owned());
                 let before = lease.before().cloned();
-                let mut held = Self::keep(lease, owner);
+                let mut held = Self::keep(lease, owner)?;
                 held.noted =
                     Some(went_back::taken(cx, repository, before.as_ref(), generation, token)?);
                 Ok(held)
@@ -129,7 +129,7 @@ impl Held {
         }
     }
 
-    fn keep(lease: Lease, owner: String) -> Self {
+    fn keep(lease: Lease, owner: String) -> Result<Self> {
         let (stop, lost) = (Arc::new(AtomicBool::new(false)), Arc::new(OnceLock::new()));
         let own = owner.clone();
         let (stopped, gone) = (stop.clone(), lost.clone());
@@ -140,7 +140,7 @@ impl Held {
         // The lease was taken just now, and the store confirmed it.
         let mut renewed = Instant::now();
         let confirmed = Mutex::new(renewed);
-        let thread = std::thread::spawn(move || {
+        let renew = move || {
             while !stopped.load(Ordering::SeqCst) {
                 std::thread::park_timeout(Duration::from_secs(1));
                 if renewed.elapsed() < Duration::from_secs(SECONDS / 3) {
@@ -169,9 +169,13 @@ impl Held {
                     }
                 }
             }
-        });
+        };
         let lease = Some(lease);
-        Self { stop, lost, owner, expires, lease, confirmed, thread: Some(thread), noted: None }
+        let mut held =
+            Self { stop, lost, owner, expires, lease, confirmed, thread: None, noted: None };
+        // If that fails, the lease is given back.
+        held.thread = Some(threads::start(renew)?);
+        Ok(held)
     }
 
     /// Checks that the lease is still held, as far as this host knows. It makes no call to the store, so call it
@@ -397,9 +401,10 @@ fn not_held(how: &str) -> Error {
 impl Drop for Held {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::SeqCst);
-        let Some(thread) = self.thread.take() else { return };
-        thread.thread().unpark();
-        let _ = thread.join();
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            let _ = thread.join();
+        }
         let Some(lease) = self.lease.take().and_then(Arc::into_inner) else { return };
         let lease = lease.into_inner().unwrap_or_else(PoisonError::into_inner);
         if self.lost.get().is_some() {
@@ -479,11 +484,11 @@ mod tests {
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
-        let held = Held::keep(take("this", 3600, now()).unwrap(), "this".into());
+        let held = Held::keep(take("this", 3600, now()).unwrap(), "this".into()).unwrap();
         held.check().unwrap();
         drop(held);
         // As if it had been taken a minute ago and nothing had run since.
-        let held = Held::keep(take("this", 59, now() - 60).unwrap(), "this".into());
+        let held = Held::keep(take("this", 59, now() - 60).unwrap(), "this".into()).unwrap();
         let error = held.check().unwrap_err();
         assert!(error.to_string().contains("has expired"), "{error}");
         take("other", 3600, now()).unwrap();
@@ -498,7 +503,7 @@ mod tests {
         let store = Store::new(ObjectStorage::folder(&folder).unwrap());
         let repository = strata::Repository::new(store, "clusters/main", None).unwrap();
         let take = |owner, seconds, at| Lease::acquire(&repository, WRITE, owner, seconds, at);
-        let held = Held::keep(take("this", 300, now()).unwrap(), "this".into());
+        let held = Held::keep(take("this", 300, now()).unwrap(), "this".into()).unwrap();
         held.confirm().unwrap();
         held.still("test.still").unwrap();
         // Ten minutes later everywhere else.
@@ -564,7 +569,7 @@ mod tests {
         });
         copy.confirm().unwrap();
         // If the copy had the lease all the same, the error says what may be wrong.
-        let held = Held::keep(copy, "this".into());
+        let held = Held::keep(copy, "this".into()).unwrap();
         let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
         let other = Lease::take_over(&repository, WRITE, "this", 300, now(), &seen).unwrap();
         let error = held.confirm().unwrap_err();

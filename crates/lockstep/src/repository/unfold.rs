@@ -85,7 +85,7 @@ pub fn read_ahead(
 ) -> strata::Result<FrameReader> {
     let readers = open_chain(&repository.strata, chain, INDEX_MEMORY)?;
     let mut frames = FrameReader::new(&repository.strata, FRAME_MEMORY);
-    let mut reading = ReadingAhead::new(&mut frames, sink);
+    let mut reading = ReadingAhead::new(&mut frames, sink)?;
     fold(readers, is_full, &StreamRules, &mut reading)?;
     reading.finish()?;
     Ok(frames)

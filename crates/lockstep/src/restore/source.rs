@@ -362,7 +362,7 @@ impl FromRepository {
                             self.make_folder(build, placed, volume, &tree, owners)?;
                         written.add(one);
                         let before =
-                            syncing.replace(threads::start(scope, move || unsynced.sync())?);
+                            syncing.replace(threads::start_in(scope, move || unsynced.sync())?);
                         before.map_or(Ok(()), synced)?;
                     }
                     None => make_wal_folders(placed, volume, owner)?,

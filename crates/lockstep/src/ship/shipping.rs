@@ -168,7 +168,7 @@ impl<'a> Shipping<'a> {
         let mut manifest = manifest.clone();
         let (volumes, files) = std::thread::scope(|scope| {
             let seen = |name: &SnapshotName| paths.get(name).map(PathBuf::as_path);
-            let volumes = threads::start(scope, move || ship_volumes(&shipment, routes, &seen))?;
+            let volumes = threads::start_in(scope, move || ship_volumes(&shipment, routes, &seen))?;
             let files = take_files(cx, &mut manifest, frozen.as_ref()).and_then(|names| {
                 if let Some(there) = there {
                     full::assert_same_files(there, &manifest, &repository.name)?;
@@ -309,7 +309,7 @@ fn look(routes: &mut [Route<'_>], views: &Views, recovers: bool) -> Result<()> {
             .iter_mut()
             .map(|route| {
                 let root = views.path(&route.volume.snapshot).map(Path::to_path_buf);
-                threads::start(scope, move || route.look(root.as_deref(), recovers))
+                threads::start_in(scope, move || route.look(root.as_deref(), recovers))
             })
             .collect();
         let ended = |_| Err(Error::failed("a walk ended early; its words are above"));

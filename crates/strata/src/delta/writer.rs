@@ -12,6 +12,7 @@ use crate::id::{Ulid, check_name};
 use crate::lease::{HELD, Still};
 use crate::pack::Packed;
 use crate::repository::Repository;
+use crate::threads;
 
 /// How an index is written.
 #[derive(Clone, Debug)]
@@ -225,10 +226,10 @@ impl DeltaWriter {
         }
         // In parallel: each waits for the store and its disk far longer than it computes.
         let (objects, extents, packs) = std::thread::scope(|scope| {
-            let objects = scope.spawn(|| objects.finish());
-            let extents = scope.spawn(|| extents.finish());
-            (objects.join(), extents.join(), packs.finish())
-        });
+            let objects = threads::start_in(scope, || objects.finish())?;
+            let extents = threads::start_in(scope, || extents.finish())?;
+            Ok::<_, Error>((objects.join(), extents.join(), packs.finish()))
+        })?;
         let ended = |_| Error::caller("a thread that writes an index ended early");
         descriptor.objects = objects.map_err(ended)??;
         descriptor.extents = extents.map_err(ended)??;

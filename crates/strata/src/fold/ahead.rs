@@ -83,9 +83,12 @@ pub struct ReadingAhead<'a, S> {
 
 impl<'a, S: DataSink> ReadingAhead<'a, S> {
     /// Keeps frames in `frames` and passes data to `sink`.
-    pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> ReadingAhead<'a, S> {
-        let ahead = frames.ahead();
-        ReadingAhead { frames, sink, events: VecDeque::new(), held: 0, ahead, is_wanted: true }
+    ///
+    /// # Errors
+    /// When the system starts no threads for it.
+    pub fn new(frames: &'a mut FrameReader, sink: &'a mut S) -> Result<ReadingAhead<'a, S>> {
+        let (events, ahead) = (VecDeque::new(), frames.ahead()?);
+        Ok(ReadingAhead { frames, sink, events, held: 0, ahead, is_wanted: true })
     }
 
     /// Passes on what still waits. Call it when the fold is done.

@@ -10,7 +10,6 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
 use bytes::Bytes;
 
@@ -22,6 +21,7 @@ use crate::error::{Error, Result};
 use crate::frame::Opener;
 use crate::id::Ulid;
 use crate::repository::Repository;
+use crate::threads;
 
 /// The most frames that are being opened or are open and wait.
 const OPEN: usize = 8;
@@ -70,14 +70,14 @@ pub(crate) struct Ahead {
 
 impl Ahead {
     /// Makes one whose contents get their memory from `pool`.
-    pub(super) fn new(repository: &Repository, pool: &Pool) -> Ahead {
+    pub(super) fn new(repository: &Repository, pool: &Pool) -> Result<Ahead> {
         // Room for as many as are ever in it, so that sending never blocks.
         let (to_open, closed) = sync_channel::<Closed>(OPEN);
         let closed = Arc::new(Mutex::new(closed));
-        let threads = thread::available_parallelism().map_or(2, usize::from).min(THREADS);
-        for _ in 0..threads {
+        let count = std::thread::available_parallelism().map_or(2, usize::from).min(THREADS);
+        for _ in 0..count {
             let (closed, repository, pool) = (closed.clone(), repository.clone(), pool.clone());
-            thread::spawn(move || {
+            threads::start(move || {
                 let mut opener = Opener::default();
                 loop {
                     let next = closed.lock().unwrap_or_else(PoisonError::into_inner).recv();
@@ -90,16 +90,16 @@ impl Ahead {
                     // If the fold has failed, nobody is waiting any more.
                     let _ = to.send(opened);
                 }
-            });
+            })?;
         }
-        Ahead {
-            windows: Windows::new(repository),
+        Ok(Ahead {
+            windows: Windows::new(repository)?,
             asked: HashMap::new(),
             closed: VecDeque::new(),
             stored: 0,
             open: 0,
             to_open,
-        }
+        })
     }
 
     /// Whether something must be taken before more is requested.

@@ -2,10 +2,10 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::thread;
 
 use crate::error::{Error, Result};
 use crate::frame::{Compressed, Squeezer};
+use crate::threads;
 
 /// One thread, whose frames go in and come out in order.
 struct Worker {
@@ -33,14 +33,14 @@ impl Compressor {
                 let (work, todo) = sync_channel::<Vec<u8>>(1);
                 let (finished, done) = sync_channel(1);
                 let mut squeezer = Squeezer::new(level, hashes)?;
-                thread::spawn(move || {
+                threads::start(move || {
                     // Ends when the compressor is dropped, because then one of the channels is closed.
                     for content in todo {
                         if finished.send(squeezer.compress(content)).is_err() {
                             break;
                         }
                     }
-                });
+                })?;
                 Ok(Worker { work, done })
             })
             .collect::<Result<_>>()?;

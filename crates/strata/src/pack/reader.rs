@@ -77,7 +77,10 @@ impl FrameReader {
     }
 
     /// Returns a reader-ahead for frames that will be read soon; the memory of their contents is reused here.
-    pub(crate) fn ahead(&self) -> Ahead {
+    ///
+    /// # Errors
+    /// When the system starts no threads for it.
+    pub(crate) fn ahead(&self) -> Result<Ahead> {
         Ahead::new(&self.repository, &self.pool)
     }
 

@@ -13,7 +13,6 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::thread;
 
 use bytes::Bytes;
 
@@ -21,6 +20,7 @@ use super::reader::{range, stored};
 use crate::error::Result;
 use crate::id::Ulid;
 use crate::repository::Repository;
+use crate::threads;
 
 /// Threads that read from the store.
 const THREADS: usize = 8;
@@ -124,12 +124,12 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn new(repository: &Repository) -> Windows {
+    pub(super) fn new(repository: &Repository) -> Result<Windows> {
         let (fetch, wanted) = channel::<Wanted>();
         let wanted = Arc::new(Mutex::new(wanted));
         for _ in 0..THREADS {
             let (wanted, repository) = (wanted.clone(), repository.clone());
-            thread::spawn(move || {
+            threads::start(move || {
                 loop {
                     let next = wanted.lock().unwrap_or_else(PoisonError::into_inner).recv();
                     let Ok(Wanted(window)) = &next else { return };
@@ -141,10 +141,10 @@ impl Windows {
                     let bytes = repository.store().get_range(&path, window.start..window.end);
                     window.bytes.get_or_init(|| bytes.ok());
                 }
-            });
+            })?;
         }
         let repository = repository.clone();
-        Windows { repository, packs: HashMap::new(), asked: 0, all: Arc::default(), fetch }
+        Ok(Windows { repository, packs: HashMap::new(), asked: 0, all: Arc::default(), fetch })
     }
 
     /// Whether requested frames keep so many windows that some frames must be taken.
@@ -224,7 +224,7 @@ mod tests {
     fn neighbours_come_together_and_more_of_them_each_time() {
         let repository = repository();
         let pack = pack(&repository, 1, 5 << 20);
-        let mut windows = Windows::new(&repository);
+        let mut windows = Windows::new(&repository).unwrap();
         let mut lengths = Vec::new();
         let mut last = 0;
         for at in (0..5 << 10).step_by(10) {
@@ -248,7 +248,7 @@ mod tests {
     fn those_of_many_packs_have_their_share_of_the_room() {
         let repository = repository();
         let packs: Vec<_> = (0..300).map(|number| pack(&repository, number, 300 << 10)).collect();
-        let mut windows = Windows::new(&repository);
+        let mut windows = Windows::new(&repository).unwrap();
         for at in (0..300).step_by(10) {
             for &pack in &packs {
                 let window = windows.of(pack, at << 10, 10 << 10).unwrap();
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn what_cannot_be_read_with_its_neighbours_is_read_alone() {
         let repository = repository();
-        let mut windows = Windows::new(&repository);
+        let mut windows = Windows::new(&repository).unwrap();
         let missing = windows.of(Ulid(7), 0, 10).unwrap();
         assert!(missing.frame(&repository, 0, 10).unwrap_err().is_not_found());
         // The index says more than exists.
@@ -284,7 +284,7 @@ mod tests {
     fn a_frame_that_no_pack_can_hold_is_told_before_it_is_read() {
         let repository = repository();
         let pack = pack(&repository, 9, 34 << 20);
-        let mut windows = Windows::new(&repository);
+        let mut windows = Windows::new(&repository).unwrap();
         // The pack has these 33 MiB, but they aren't a frame.
         for (at, length, why) in [
             (100, 33 << 20, "the index refers to a frame larger than any"),

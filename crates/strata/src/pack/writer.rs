@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::Path;
-use std::thread::{self, JoinHandle};
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
@@ -13,6 +13,7 @@ use crate::frame::{Place, finish};
 use crate::id::Ulid;
 use crate::repository::Repository;
 use crate::store::StoreResult;
+use crate::threads;
 
 /// How packs are written.
 ///
@@ -150,7 +151,7 @@ impl PackWriter {
         let path = self.repository.pack_path(self.pack);
         let frames = std::mem::take(&mut self.frames);
         let store = self.repository.store().clone();
-        let thread = thread::spawn(move || store.put(&path, &frames));
+        let thread = threads::start(move || store.put(&path, &frames))?;
         let frames = self.resume.as_mut().map(Resume::take_frames).unwrap_or_default();
         self.uploads.push_back(Upload { packed, frames, thread });
         self.pack = Ulid::new()?;

@@ -73,7 +73,7 @@ pub(super) fn fill(volume: &Volume<'_>, plan: &Plan, root: &Root, made: &Made) -
     let receiver = Mutex::new(receiver);
     let (folded, xattrs) = std::thread::scope(|scope| {
         for _ in 0..threads {
-            threads::start(scope, || work.run(&receiver))?;
+            threads::start_in(scope, || work.run(&receiver))?;
         }
         // The sender is dropped with this, and then the threads end.
         let mut gathering = Gathering {
