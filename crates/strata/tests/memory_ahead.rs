@@ -61,7 +61,7 @@ fn objects_with_spills_and_no_data_do_not_pile_up() {
     let mut told = Told::default();
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
-    let mut ahead = ReadingAhead::new(&mut frames, &mut told);
+    let mut ahead = ReadingAhead::new(&mut frames, &mut told).unwrap();
     for object in 0..OBJECTS {
         Sink::object(&mut ahead, &folded(object)).unwrap();
         let hole = strata::delta::Extent { offset: 0, length: 8192, block: None };

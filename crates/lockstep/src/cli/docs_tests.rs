@@ -175,7 +175,7 @@ fn the_keys_of_json_are_documented() {
         last = keys;
     }
     assert!(last.contains("findings"), "the last row is that of `check`: {last:?}");
-    let folder = root().join("crates/lockstep/tests/snapshots");
+    let folder = root().join("crates/lockstep/tests/it/snapshots");
     let mut seen = 0;
     for entry in fs::read_dir(folder).unwrap().flatten() {
         let name = entry.file_name().into_string().unwrap();

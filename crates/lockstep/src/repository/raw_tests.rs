@@ -20,7 +20,7 @@ use crate::repository::shipped::{FILES_IMAGE, Shipped, ShippedVolume};
 use crate::set::manifest::tests::manifest;
 use crate::set::manifest::{SetPart, SetVolume, WalStored};
 
-#[path = "../../tests/support/recordings.rs"]
+#[path = "../../tests/it/support/recordings.rs"]
 mod recordings;
 use recordings::Recordings;
 

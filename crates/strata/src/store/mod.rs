@@ -1,7 +1,7 @@
 //! Where the repository's objects are: a small, blocking interface to any object store.
 //!
 //! A [`Storage`] makes single calls. The rest of the crate uses [`Store`], which retries calls that failed for a
-//! transient reason. [`Storage`] documents what each call promises; the suite in `tests/store.rs` checks every
+//! transient reason. [`Storage`] documents what each call promises; the suite in `tests/it/store.rs` checks every
 //! implementation against that.
 
 mod around;

@@ -426,7 +426,7 @@ pub fn restored_by(
     let mut frames = FrameReader::new(repository, kept);
     let deltas = open_chain(repository, chain, 1 << 20)?;
     if ahead {
-        let mut reading = ReadingAhead::new(&mut frames, &mut rebuild);
+        let mut reading = ReadingAhead::new(&mut frames, &mut rebuild)?;
         fold(deltas, is_full, &Model, &mut reading)?;
         reading.finish()?;
     } else {

@@ -1,0 +1,233 @@
+//! The commands of docs/after-a-restore.md, run exactly as written: a lost host, restores that replace the original,
+//! and restores that are removed.
+
+use std::path::{Path, PathBuf};
+
+use crate::support::cluster::{Cluster, Stop};
+use crate::support::command::{command, must, wait_until};
+use crate::support::fixture::{Fixture, assert_clean};
+use crate::support::layout::two_pools_four_datasets;
+use crate::support::lockstep::{LIMIT, Lockstep, Restored, Set, exit};
+use crate::support::pools::path_with_turns;
+use crate::support::shipping;
+
+const PAGE: &str = include_str!("../../../../docs/after-a-restore.md");
+const COUNT: &str = "SELECT count(*) FROM pgbench_accounts";
+
+/// The page's shell block of this name.
+fn block(name: &str) -> String {
+    let fence = format!("```sh {name}");
+    let lines = PAGE.lines().skip_while(|line| **line != fence).skip(1);
+    let text: Vec<_> = lines.take_while(|line| *line != "```").collect();
+    assert!(!text.is_empty(), "the page has no block {name}");
+    text.join("\n")
+}
+
+/// The folder given as `--to`: `data` in it is a link.
+fn folder(restored: &Restored) -> &str {
+    restored.json["directory"].as_str().expect("a restore says where it is")
+}
+
+/// Runs blocks of the page, with this restore's values instead of those in the first block.
+fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
+    let server = restored.server();
+    let oids: Vec<_> = ["ts1", "ts2"]
+        .map(|name| {
+            let oid = format!("SELECT oid FROM pg_tablespace WHERE spcname = '{name}'");
+            let oid = if server.is_running() { server.value("postgres", &oid) } else { "0".into() };
+            format!("{oid}={}", fixture.tablespace(name).display())
+        })
+        .into();
+    let values = [
+        ("TO", folder(restored).to_owned()),
+        ("PGDATA", fixture.cluster.data.display().to_string()),
+        ("WAL", fixture.mnt().join("wal/pg_wal").display().to_string()),
+        ("TABLESPACES", oids.join(" ")),
+        ("PLACES", places.to_owned()),
+        ("BIN", fixture.cluster.bin.display().to_string()),
+        (
+            "PSQL",
+            format!(
+                "{}/psql -h {} -p {} -U postgres -d postgres",
+                fixture.cluster.bin.display(),
+                server.socket.display(),
+                server.port
+            ),
+        ),
+    ];
+    let mut script = "set -euo pipefail\n".to_owned();
+    for line in block("setup").lines() {
+        match values.iter().find(|(name, _)| line.starts_with(&format!("{name}="))) {
+            Some((name, value)) => script.push_str(&format!("{name}='{value}'\n")),
+            None => script.push_str(&format!("{line}\n")),
+        }
+    }
+    names.iter().for_each(|name| script.push_str(&format!("{}\n", block(name))));
+    must(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
+}
+
+/// The settings that the page says to set again: the fixture sets them all with `ALTER SYSTEM`.
+fn set_again(fixture: &Fixture, server: &Cluster) {
+    let auto = std::fs::read_to_string(server.data.join("postgresql.auto.conf"));
+    let auto = auto.expect("it is readable");
+    assert!(!auto.contains("archive_mode") && !auto.contains("recovery_"), "{auto}");
+    let port = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
+    server.execute(&[&port, "ALTER SYSTEM SET archive_mode = on"]);
+}
+
+/// Checks that it is now the original: it has its settings and paths, and can be backed up.
+fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
+    fixture.cluster.start();
+    assert_eq!(fixture.cluster.value("postgres", COUNT), rows);
+    for (setting, value) in
+        [("restore_command", ""), ("external_pid_file", ""), ("recovery_target_action", "pause")]
+    {
+        assert_eq!(fixture.cluster.value("postgres", &format!("SHOW {setting}")), value);
+    }
+    // Its server had no archive when it was promoted; what it wrote then is left to the server that has one.
+    let history = fixture.cluster.data.join("pg_wal/archive_status/00000002.history");
+    let is_left =
+        ["ready", "done"].iter().any(|to| history.with_extension(format!("history.{to}")).exists());
+    assert!(is_left, "the new timeline's history isn't archived");
+    for name in ["ts1", "ts2"] {
+        let query = format!(
+            "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = '{name}'"
+        );
+        let place = fixture.cluster.value("postgres", &query);
+        assert_eq!(Path::new(&place), fixture.tablespace(name));
+    }
+    let set = lockstep.backup("label");
+    archives(fixture);
+    set
+}
+
+/// After the first backup, archiving continues into an archive that has the original's files and never gets the same
+/// name twice.
+fn archives(fixture: &Fixture) {
+    let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    let failed = || fixture.cluster.value("postgres", "SELECT failed_count FROM pg_stat_archiver");
+    wait_until(&format!("{segment} is archived, or archiving fails"), LIMIT, || {
+        fixture.archive.join(&segment).exists() || failed() != "0"
+    });
+    let name = "SELECT last_failed_wal FROM pg_stat_archiver";
+    assert_eq!(failed(), "0", "{}", fixture.cluster.value("postgres", name));
+}
+
+/// The original's archive has the backup history file of its backup.
+fn note_is_archived(fixture: &Fixture) {
+    wait_until("the backup's note is archived", LIMIT, || {
+        let names = std::fs::read_dir(&fixture.archive).expect("it can be listed");
+        names.flatten().any(|name| name.file_name().to_string_lossy().ends_with(".backup"))
+    });
+}
+
+fn zfs(arguments: &[&str]) -> String {
+    must(command("zfs", arguments).env("PATH", path_with_turns()))
+}
+
+#[test]
+fn a_host_that_is_gone_comes_back_in_its_place() {
+    let fixture = Fixture::new(two_pools_four_datasets().archive());
+    fixture.pgbench_tables(1);
+    let rows = fixture.cluster.value("postgres", COUNT);
+    shipping::with_repository(&fixture).backup("label");
+    note_is_archived(&fixture);
+    // Everything on the old host is gone or out of the way: its server, its datasets, its state.
+    fixture.cluster.stop(Stop::Immediate);
+    let away = "for n in $(seq 20); do zfs unmount \"$0\" && break; sleep 1; done; zfs set mountpoint=none \"$0\"";
+    for dataset in &fixture.datasets {
+        must(command("bash", ["-c", away, dataset]).env("PATH", path_with_turns()));
+    }
+    std::fs::remove_dir_all(&fixture.state).expect("the test may");
+
+    let config = fixture.root().join("new.toml");
+    let text = format!(
+        "state_dir = \"{0}/new-state\"\n[clusters.main]\ndata_directory = \"{1}\"\nbin_dir = \"{2}\"\n\
+         repositories = [\"{3}\"]\n[repositories.{3}]\nurl = \"file://{4}\"\n",
+        fixture.root().display(),
+        fixture.cluster.data.display(),
+        fixture.cluster.bin.display(),
+        shipping::NAME,
+        shipping::folder(&fixture).display()
+    );
+    std::fs::write(&config, text).expect("the test may write there");
+    let fresh = Lockstep::new(&config, &fixture.cluster.bin);
+    fresh.expect(exit::DONE, &["list", "--from", "repository"]);
+    let parent = format!("{}/main", fixture.pools[0].name);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = fresh.restore_and_start("latest", &fixture.target("main"), &more);
+
+    let oid = |name: &str| {
+        let query = format!("SELECT oid FROM pg_tablespace WHERE spcname = '{name}'");
+        restored.server().value("postgres", &query)
+    };
+    let mnt = fixture.mnt();
+    let places = [
+        (format!("{parent}/data"), mnt.join("data")),
+        (format!("{parent}/wal"), mnt.join("wal")),
+        (format!("{parent}/tablespace-{}", oid("ts1")), mnt.join("ts1")),
+        (format!("{parent}/tablespace-{}", oid("ts2")), mnt.join("ts2")),
+    ];
+    let places: Vec<_> =
+        places.iter().map(|(name, at)| format!("{name}={}", at.display())).collect();
+    run(&fixture, &restored, &places.join(" "), &["reset"]);
+    set_again(&fixture, restored.server());
+    run(&fixture, &restored, &places.join(" "), &["stop", "datasets", "links"]);
+    assert!(!Path::new(folder(&restored)).exists());
+
+    let again = shipping::configured(
+        &fixture,
+        &[(shipping::NAME, format!("url = \"file://{}\"", shipping::folder(&fixture).display()))],
+        "",
+    );
+    let set = serves(&fixture, &again, &rows);
+    assert_eq!(set.json["repositories"][0]["complete"], true, "{}", set.json);
+}
+
+#[test]
+fn clones_take_the_place_of_the_original_and_keep_its_sets() {
+    let fixture = Fixture::new(two_pools_four_datasets().archive());
+    fixture.pgbench_tables(1);
+    let rows = fixture.cluster.value("postgres", COUNT);
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    note_is_archived(&fixture);
+    fixture.cluster.execute(&["TRUNCATE pgbench_accounts"]);
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    fixture.cluster.stop(Stop::Fast);
+    run(&fixture, &restored, "", &["reset"]);
+    set_again(&fixture, restored.server());
+    run(&fixture, &restored, "", &["stop", "clones", "links"]);
+
+    let next = serves(&fixture, &lockstep, &rows);
+    // The set is still whole: it can be restored again.
+    let to: PathBuf = fixture.target("again");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    assert_eq!(restored.server().value("postgres", COUNT), rows);
+    run(&fixture, &restored, "", &["remove"]);
+    let before: Vec<_> = fixture.datasets.iter().map(|name| format!("{name}-before")).collect();
+    for dataset in &before {
+        zfs(&["destroy", "-r", dataset]);
+    }
+    for set in [set, next] {
+        fixture.discard_set(&set.id);
+    }
+    assert_clean(&fixture);
+}
+
+#[test]
+fn a_restore_goes_and_leaves_nothing() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    fixture.pgbench_tables(1);
+    let lockstep = shipping::with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("clones"), &[]);
+    run(&fixture, &restored, "", &["remove"]);
+    let parent = format!("{}/main", fixture.pools[0].name);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("datasets"), &more);
+    run(&fixture, &restored, "", &["remove"]);
+    zfs(&["destroy", &parent]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}

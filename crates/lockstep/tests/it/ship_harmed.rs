@@ -1,0 +1,213 @@
+//! A repository that lost something: nothing is based on what isn't whole, and what is shipped next can be restored.
+
+use crate::support::checker::Checker;
+use crate::support::fixture::Fixture;
+use crate::support::layout::two_pools_four_datasets;
+use crate::support::lockstep::{Lockstep, Set, exit, json_of};
+use crate::support::shipping::{NAME, folder, objects, packs, with_repository};
+use std::fs;
+use std::path::PathBuf;
+
+const SCALE: u32 = 2;
+
+struct Harmed {
+    fixture: Fixture,
+    lockstep: Lockstep,
+}
+
+impl Harmed {
+    fn new() -> Harmed {
+        let fixture = Fixture::new(two_pools_four_datasets());
+        fixture.pgbench_tables(SCALE);
+        let lockstep = with_repository(&fixture);
+        Harmed { fixture, lockstep }
+    }
+
+    fn backup(&self) -> Set {
+        let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
+        self.fixture.cluster.execute(&[change]);
+        self.lockstep.backup("label")
+    }
+
+    /// The same if sets of the repository aren't whole: they are named, and no others.
+    #[track_caller]
+    fn backup_beside(&self, harmed: &[&Set]) -> Set {
+        let change = "UPDATE pgbench_accounts SET filler = md5(random()::text) WHERE aid % 50 = 0";
+        self.fixture.cluster.execute(&[change]);
+        let backup = ["--json", "backup", "--strategy", "label"];
+        let json = json_of(&self.lockstep.expect(exit::PROBLEMS, &backup));
+        let set = Set::of(&json);
+        assert_eq!(not_whole(&json), ids(harmed), "{json}");
+        self.assert_checked(&ids(harmed));
+        set
+    }
+
+    /// Checks what `check` says about the repository's sets.
+    #[track_caller]
+    fn assert_checked(&self, harmed: &[&str]) {
+        let outcome = self.lockstep.run(&["--json", "check"]);
+        let json = json_of(&outcome);
+        let findings = json["findings"].as_array().expect("`check --json` has findings");
+        let said = findings.iter().map(|finding| finding["what"].to_string());
+        let said: Vec<_> = said.filter(|what| what.contains("whole there")).collect();
+        assert_eq!(said.len(), usize::from(!harmed.is_empty()), "{json}");
+        let newest = harmed.last().copied().unwrap_or_default();
+        assert!(said.iter().all(|what| what.contains(newest)), "{said:?}");
+    }
+
+    /// The pack with pgbench's tables in it.
+    fn largest_pack(&self) -> PathBuf {
+        let all = packs(&self.fixture);
+        all.into_iter().max_by_key(|(_, size)| *size).expect("there are packs").0
+    }
+
+    fn try_restore(&self, set: &Set) -> crate::support::command::Outcome {
+        let to = self.fixture.target(&set.id);
+        let to = to.to_str().expect("the harness' own paths are UTF-8");
+        self.lockstep.run(&[
+            "restore",
+            &set.id,
+            "--from",
+            "repository",
+            "--as",
+            "files",
+            "--to",
+            to,
+        ])
+    }
+
+    #[track_caller]
+    fn proves(&self, set: &Set) {
+        let directory = self.fixture.target(&set.id);
+        let more = ["--from", "repository", "--as", "files"];
+        let restored = self.lockstep.restore_and_start(&set.id, &directory, &more);
+        Checker::new(SCALE).check_and_stop(restored.server()).assert_right(&set.id);
+        fs::remove_dir_all(&directory).expect("it can be removed");
+    }
+}
+
+fn ids<'a>(sets: &[&'a Set]) -> Vec<&'a str> {
+    sets.iter().map(|set| set.id.as_str()).collect()
+}
+
+/// The sets that `ship --json` or `backup --json` says aren't whole.
+fn not_whole(json: &serde_json::Value) -> Vec<&str> {
+    let all = json["repositories"][0]["not_whole"].as_array();
+    all.into_iter().flatten().filter_map(|harm| harm["set"].as_str()).collect()
+}
+
+/// How many volumes were stored in full, according to the output of `ship --json` or `backup --json`.
+fn fulls(json: &serde_json::Value) -> usize {
+    let volumes = json["repositories"][0]["volumes"].as_array();
+    let volumes = volumes.unwrap_or_else(|| panic!("not shipped: {json}"));
+    volumes.iter().filter(|volume| volume["base"].is_null()).count()
+}
+
+#[test]
+fn nothing_is_put_on_top_of_a_chain_that_lost_a_pack_or_a_delta() {
+    let harmed = Harmed::new();
+    let first = harmed.backup();
+    let pack = harmed.largest_pack();
+    let second = harmed.backup();
+    assert_eq!((fulls(&first.json), fulls(&second.json)), (3, 0));
+    fs::remove_file(&pack).expect("the test may delete it");
+    assert!(!harmed.try_restore(&second).ok(), "it needs what is gone");
+
+    // Only the volume with the damaged chain is sent in full.
+    let change = "UPDATE pgbench_accounts SET filler = 'third' WHERE aid % 70 = 0";
+    harmed.fixture.cluster.execute(&[change]);
+    harmed.assert_checked(&[&first.id, &second.id]);
+    let outcome =
+        harmed.lockstep.expect(exit::PROBLEMS, &["--json", "backup", "--strategy", "label"]);
+    let name = pack.file_name().and_then(|name| name.to_str()).expect("names are ASCII");
+    for words in ["not whole, so nothing new is based on it", name, "is gone"] {
+        assert!(outcome.stderr.contains(words), "{words:?}: {}", outcome.describe());
+    }
+    let third = Set::of(&json_of(&outcome));
+    assert_eq!(fulls(&third.json), 1, "{}", third.json);
+    assert_eq!(not_whole(&third.json), [&*first.id, &*second.id]);
+    harmed.proves(&third);
+
+    // The previous set's delta itself, of all volumes.
+    for volume in third.json["repositories"][0]["volumes"].as_array().expect("volumes") {
+        let name = format!("{}.json", volume["delta"].as_str().expect("a delta"));
+        let all = objects(&harmed.fixture);
+        let path = all.keys().find(|path| path.ends_with(&name)).expect("it is there");
+        fs::remove_file(path).expect("the test may delete it");
+    }
+    let fourth = harmed.backup_beside(&[&first, &second, &third]);
+    harmed.proves(&fourth);
+    // It is reported again, even if the newest set is whole, until they are gone.
+    let fifth = harmed.backup_beside(&[&first, &second, &third]);
+    assert_eq!(fulls(&fifth.json), 0, "it goes on from what is whole: {}", fifth.json);
+    harmed.proves(&fifth);
+    let [first, second, third] = [&first, &second, &third].map(|set| set.id.as_str());
+    let prune = ["prune", "--repository", NAME, "--set", first, "--set", second, "--set", third];
+    harmed.lockstep.run(&prune);
+    harmed.assert_checked(&[]);
+    harmed.backup();
+}
+
+/// `ship --full` replaces what is there, and so repairs what comes after.
+#[test]
+fn a_set_shipped_in_full_mends_those_that_come_after() {
+    let harmed = Harmed::new();
+    let first = harmed.backup();
+    let pack = harmed.largest_pack();
+    let second = harmed.backup();
+    let third = harmed.backup();
+    fs::remove_file(&pack).expect("the test may delete it");
+    for set in [&first, &second, &third] {
+        assert!(!harmed.try_restore(set).ok(), "{} needs what is gone", set.id);
+    }
+    // It exists already: without --full nothing is done, and it isn't reported as well.
+    let said = harmed.lockstep.expect(exit::PROBLEMS, &["--json", "ship", &second.id]);
+    let shipped = json_of(&said);
+    assert_eq!(not_whole(&shipped), ids(&[&first, &second, &third]), "{shipped}");
+    assert!(said.stderr.contains("isn't whole") && said.stderr.contains("ship --full"), "{said:?}");
+    assert!(!harmed.try_restore(&second).ok());
+    let full = ["--json", "ship", "--full", &second.id];
+    let shipped = json_of(&harmed.lockstep.expect(exit::PROBLEMS, &full));
+    assert_eq!(fulls(&shipped), 3, "{shipped}");
+    assert_eq!(not_whole(&shipped), [&*first.id], "what comes before isn't mended");
+    harmed.proves(&second);
+    harmed.proves(&third);
+    let said = harmed.try_restore(&first);
+    assert!(!said.ok(), "what comes before is as it was");
+    let check = format!("`lockstep repo check {NAME} --read-data`");
+    assert!(said.stderr.contains(&check), "{}", said.describe());
+    harmed.lockstep.run(&["prune", "--repository", NAME, "--set", &first.id]);
+    harmed.assert_checked(&[]);
+    // The next set continues from there; a new chain is begun if that is requested.
+    let fourth = harmed.backup();
+    assert_eq!(fulls(&fourth.json), 0, "{}", fourth.json);
+    let fifth = harmed.lockstep.json(&["backup", "--no-ship"]);
+    let shipped = harmed.lockstep.json(&["ship", "--full"]);
+    assert_eq!((fulls(&shipped), &shipped["set"]), (3, &fifth["set"]), "{shipped}");
+    harmed.proves(&fourth);
+    harmed.proves(&Set::of(&fifth));
+}
+
+/// All deltas, or all packs, are gone: the manifests alone look fine.
+#[test]
+fn a_repository_that_has_manifests_alone_is_not_well() {
+    let harmed = Harmed::new();
+    let sets = [harmed.backup(), harmed.backup()];
+    let sets = [&sets[0], &sets[1]];
+    harmed.assert_checked(&[]);
+    for lost in ["packs", "volumes"] {
+        let place = folder(&harmed.fixture).join("clusters/main").join(lost);
+        let away = harmed.fixture.root().join("away");
+        fs::rename(&place, &away).expect("the test may");
+        harmed.assert_checked(&ids(&sets));
+        let shipped = json_of(&harmed.lockstep.expect(exit::PROBLEMS, &["--json", "ship"]));
+        assert_eq!(not_whole(&shipped), ids(&sets), "{lost}: {shipped}");
+        fs::rename(&away, &place).expect("the test may");
+        harmed.assert_checked(&[]);
+        harmed.lockstep.expect(exit::DONE, &["ship"]);
+    }
+    // A backup finds it too, before anything is noted.
+    let place = folder(&harmed.fixture).join("clusters/main/volumes");
+    fs::remove_dir_all(place).expect("the test may");
+    harmed.backup_beside(&sets);
+}
