@@ -409,8 +409,10 @@ fn destroyed_while_its_data_is_not_mounted_and_a_pool_is_away() {
     assert_said(&destroyed, &["isn't imported: if it comes back"]);
     assert!(!destroyed.stderr.contains("stays"), "{}", destroyed.describe());
     let folder = image.parent().and_then(Path::to_str).expect("the harness' own paths are UTF-8");
-    must(&mut command("zpool", ["import", "-d", folder, away]));
-    zfs(&["destroy", &format!("{away}/main-ts2")]);
+    // Elsewhere: the folders that it is mounted on stay.
+    let elsewhere = alone.fixture.root().join("elsewhere").display().to_string();
+    must(&mut command("zpool", ["import", "-R", &elsewhere, "-d", folder, away]));
+    patiently("zfs", &["destroy", &format!("{away}/main-ts2")], || ()).expect("it is idle");
     assert_gone(&alone, "main", "destroyed while its data wasn't mounted");
 }
 
