@@ -129,6 +129,7 @@ impl Mirror {
                 let mut record = ready(&home, &name)?;
                 // A unit that is enabled right after `mirror create` starts it once more.
                 if serve::is_running(&record)? {
+                    record.check_own(&home.zfs)?;
                     return say(json, "started", &name, "is running already");
                 }
                 serve::start(&home, &mut record)?;
@@ -138,6 +139,9 @@ impl Mirror {
                 let (name, _lock) = locked(&home, name, "mirror stop")?;
                 let record = home.find(&name)?;
                 record.check_answers(&home.zfs)?;
+                if serve::is_running(&record)? {
+                    record.check_own(&home.zfs)?;
+                }
                 serve::stop(&record)?;
                 say(json, "stopped", &name, "is stopped; its slot keeps WAL on the primary")
             }

@@ -21,7 +21,7 @@ use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::conninfo::{Conninfo, passfile_line};
 use crate::postgres::users;
-use crate::process::Credentials;
+use crate::process::{Credentials, quote};
 use crate::refusal::Refusal;
 use crate::set::journal;
 use crate::volume::mounts::Mounts;
@@ -370,10 +370,51 @@ impl Record {
     /// # Errors
     /// [`Refusal::Mirror`] with the dataset; also as [`Self::unmounted`].
     pub(super) fn check_mounted(&self, zfs: &Zfs) -> Result<()> {
-        match self.unmounted(zfs)? {
-            Some(what) => Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into()),
-            None => Ok(()),
+        if let Some(what) = self.unmounted(zfs)? {
+            return Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into());
         }
+        self.check_own(zfs)
+    }
+
+    /// Refuses to touch a mirror if one of its places is somebody else's by now: who gives up on a mirror destroys its
+    /// datasets, and may make a cluster on others of the same names, or in its folders.
+    ///
+    /// # Errors
+    /// [`Refusal::Mirror`] with the dataset or the folder; also when ZFS fails.
+    pub(crate) fn check_own(&self, zfs: &Zfs) -> Result<()> {
+        let name = &self.name;
+        for Place { dataset, directory, .. } in &self.places {
+            let (what, if_its) = match zfs.carries(dataset, PROPERTY, name.as_str())? {
+                Some(true) => continue,
+                Some(false) => (
+                    format!(
+                        "dataset \"{dataset}\" isn't this mirror's: it doesn't carry {PROPERTY}={name}"
+                    ),
+                    format!("`zfs set {PROPERTY}={name} {}`", quote(dataset.as_str())),
+                ),
+                None if self.is_free(directory)? => continue,
+                None => (
+                    format!(
+                        "dataset \"{dataset}\" is gone, and what is in \"{}\" isn't this mirror's",
+                        directory.display()
+                    ),
+                    "move it away".into(),
+                ),
+            };
+            let needed = format!(
+                "if the mirror was given up, `{} mirror destroy {name}` forgets it and leaves what isn't its own; if nobody else needs what is there: {if_its}",
+                program()
+            );
+            return Err(Refusal::Mirror { what, needed }.into());
+        }
+        Ok(())
+    }
+
+    /// Whether a folder of the mirror's holds nothing but the way to others of its folders.
+    fn is_free(&self, folder: &Path) -> Result<bool> {
+        let is_way =
+            |path: &PathBuf| self.places.iter().any(|place| place.directory.starts_with(path));
+        Ok(files::list(folder)?.iter().all(is_way))
     }
 
     /// The connection string with the password file that Lockstep keeps.

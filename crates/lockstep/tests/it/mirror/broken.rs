@@ -532,6 +532,15 @@ fn given_up(on_datasets: bool) {
     assert_eq!(fs::read_to_string(&registration).expect("it stays"), text);
     let said = format!("\"{}\" stays", registration.display());
     assert!(made.stderr.contains(&said), "{}", made.describe());
+    // Nor does a record of a complete mirror make it the mirror's.
+    let ready = String::from_utf8_lossy(&recorded).replace("\"making\"", "\"ready\"");
+    fs::write(&record, &ready).expect("the test may");
+    for command in ["recreate", "start", "stop"] {
+        let refused = of_cluster("main", &["mirror", command, "main"]);
+        let refused = lockstep.expect(exit::REFUSED, &refused);
+        assert_said(&refused, &["isn't this mirror's", "mirror destroy main"]);
+        assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3", "{}", refused.describe());
+    }
     if on_datasets {
         // Nor does what they have there keep the mirror from being given up by its name.
         fs::write(&record, recorded).expect("the test may");
@@ -543,6 +552,8 @@ fn given_up(on_datasets: bool) {
         assert!(given_up.stderr.contains(&said), "{}", given_up.describe());
         assert_eq!(theirs.value("postgres", "SELECT n FROM mine"), "3");
         assert!(!record.exists(), "{}", given_up.describe());
+    } else {
+        fs::remove_file(&record).expect("the test may");
     }
     theirs.stop(Stop::Immediate);
     lockstep.expect(exit::DONE, &of_cluster("main", &["mirror", "destroy", "other"]));
