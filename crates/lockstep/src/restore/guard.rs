@@ -119,7 +119,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         });
     }
     mounted::datasets(cx, placement, &there, &mounts)?;
-    older::check(asked, &there)?;
+    older::check(cx, asked, &there)?;
     older::no_files_for_a_link(asked, &surplus, &mounts)?;
     older::no_files_for_a_dataset(placement, &there, &mounts)?;
     older::no_dataset_for_files(cx, placement, &mounts)?;

@@ -37,7 +37,7 @@ pub(super) fn is_empty(folder: &Path) -> Result<bool> {
 }
 
 /// Checks that what the folders hold looks like an older restore of this cluster, or is nothing.
-pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
+pub(super) fn check(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<()> {
     let &Asked { manifest, placement, .. } = asked;
     directory(&placement.directory)?;
     let wanted = manifest.postgres.system_identifier;
@@ -77,13 +77,37 @@ pub(super) fn check(asked: &Asked<'_>, there: &BTreeSet<DatasetName>) -> Result<
             tablespace_is_its(asked, *oid, &tablespace.real, own.older.as_ref())?;
         }
     }
-    // A dataset of pg_wal alone isn't rolled back, so the marker has to say whose it is.
-    let is_own = own.older.is_some() && own.has(&placement.wal);
-    if placement.wal.starts_with(&placement.data) || is_own {
+    if placement.wal.starts_with(&placement.data) {
         return Ok(());
+    }
+    // A dataset of pg_wal alone isn't rolled back, so marks have to say whose it is.
+    match unmarked(cx, placement, there)? {
+        None if own.older.is_some() && own.has(&placement.wal) => return Ok(()),
+        Some(dataset) if !is_mounted(&dataset, &own.mounts) => {
+            let what = format!("dataset \"{dataset}\", which no restore made and isn't mounted");
+            return Err(strange(&placement.wal, what));
+        }
+        _ => {}
     }
     let segment_size = manifest.wal_identity()?.segment_size;
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
+}
+
+/// Returns the existing dataset of pg_wal if no restore has made it: of the same name, it may be somebody else's by now.
+fn unmarked(
+    cx: &Context,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<Option<DatasetName>> {
+    for volume in &placement.volumes {
+        if let Some(dataset) = volume.dataset.as_ref().filter(|dataset| there.contains(dataset))
+            && placement.wal.starts_with(&volume.mountpoint)
+            && !cx.zfs.all_carry(std::slice::from_ref(dataset), "lockstep:restore")?
+        {
+            return Ok(Some(dataset.clone()));
+        }
+    }
+    Ok(None)
 }
 
 /// Refuses files where a dataset would be made or mounted: depending on the ZFS it couldn't be mounted over them, or

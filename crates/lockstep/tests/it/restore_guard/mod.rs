@@ -17,7 +17,7 @@ use crate::support::faults::{
 use crate::support::fixture::Fixture;
 use crate::support::layout::{Layout, Wal, one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, exit, json_of, toml_string};
-use crate::support::pools::{property, zfs};
+use crate::support::pools::{patiently, property, zfs};
 use crate::support::shipping::{discard, with_repository};
 use rustix::process::Signal;
 use std::fs;

@@ -372,6 +372,19 @@ fn an_unmounted_dataset_of_pg_wal_gets_its_wal_all_the_same() {
     assert_eq!(property(&wal, "mounted"), "yes");
     must(&mut command("zfs", ["unmount", &wal]));
     assert_eq!(entries(&to.join("wal")), Vec::<PathBuf>::new(), "WAL lies below the mount point");
+    // Of the same name, it is somebody else's: its marks say so.
+    patiently("zfs", &["destroy", &wal], || ()).expect("it isn't mounted");
+    let mountpoint = format!("mountpoint={}", to.join("wal").display());
+    must(&mut command("zfs", ["create", "-o", &mountpoint, &wal]));
+    let theirs = to.join("wal/theirs");
+    fs::write(&theirs, "kept").expect("the test may");
+    let delta = || lockstep.run(&restore_arguments(&set.id, &to, &more));
+    assert_refused(&delta(), &["\"theirs\", which isn't part of pg_wal"]);
+    patiently("zfs", &["unmount", &wal], || ()).expect("nobody is in it");
+    assert_refused(&delta(), &["which no restore made and isn't mounted"]);
+    must(&mut command("zfs", ["mount", &wal]));
+    assert_eq!(fs::read(&theirs).expect("it is there"), b"kept");
+    fs::remove_file(&theirs).expect("the test may");
     let restored = lockstep.restore_and_start(&set.id, &to, &more);
     assert_eq!(property(&wal, "mounted"), "yes");
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("with its WAL");
