@@ -22,6 +22,8 @@ use crate::delta::{
 use crate::error::{Error, Result};
 use crate::id::Ulid;
 use crate::lease::Still;
+use crate::manifest::DeltaId;
+use crate::many::read_many;
 use crate::pack::{FrameReader, Location, PackOptions, PackWriter, Packed, Placed};
 use crate::repository::Repository;
 
@@ -172,17 +174,20 @@ type Naming = Vec<(Descriptor, BTreeSet<Ulid>)>;
 fn naming(repository: &Repository, live: &Live, chosen: &VecDeque<Sparse>) -> Result<Naming> {
     let chosen: BTreeSet<Ulid> = chosen.iter().map(|sparse| sparse.packed.pack).collect();
     let mut naming = Vec::new();
-    for delta in live.deltas.iter().filter(|_| !chosen.is_empty()) {
+    let deltas: Vec<_> = live.deltas.iter().filter(|_| !chosen.is_empty()).collect();
+    let read = |delta: &&DeltaId| {
         let descriptor = read_descriptor(repository, &delta.image, &delta.id)?;
         let mut named = BTreeSet::new();
         packs(repository, &descriptor, |row| {
             named.extend(Some(row.pack).filter(|pack| chosen.contains(pack)));
             Ok(())
         })?;
-        if !named.is_empty() {
-            naming.push((descriptor, named));
-        }
-    }
+        Ok((descriptor, named))
+    };
+    read_many(&deltas, read, |_, found: Result<_>| {
+        naming.extend(Some(found?).filter(|(_, named)| !named.is_empty()));
+        Ok::<_, Error>(())
+    })?;
     Ok(naming)
 }
 

@@ -29,15 +29,9 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let (sets, damaged) = cx.state.sets()?;
     let mut all: Vec<_> =
         damaged.iter().map(|(id, error)| failure(&format!("set {id}"), error)).collect();
-    let mut broken = BTreeMap::new();
-    for set in &sets {
-        // A set that is being removed right now isn't a damaged one.
-        if let Err(error) = verify::set(cx, set)
-            && cx.state.is_complete(set.set.as_str())
-        {
-            broken.insert(&set.set, (set, error));
-        }
-    }
+    let mut found = verify::damaged(cx, &sets)?;
+    let broken = sets.iter().filter_map(|set| Some((&set.set, (set, found.remove(&set.set)?))));
+    let broken: BTreeMap<_, _> = broken.collect();
     let mut renamed = renamed(cx, broken.values().map(|(set, _)| *set))?;
     for (id, (_, error)) in &broken {
         let renamed = renamed.remove(*id).unwrap_or_default();

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use strata::delta::{Change, DeltaWriter};
+use strata::delta::{Change, DeltaWriter, ImageOptions, ImageWriter};
 use strata::repack::{RepackOptions, repack};
 use strata::store::{Around, Listed, ObjectStorage, Retries, Storage, Store, StoreResult};
 
@@ -29,7 +29,8 @@ use crate::volume::zfs::DatasetName;
 const IMAGES: [&str; 2] = ["tank=data", "tank=ts1"];
 const FIRST: i64 = 1_700_000_000;
 
-/// A store far away: every call takes its time. Counts the calls, and how many run at once.
+/// A store far away: every call takes its time. Counts the calls, how many run at once, and how many began
+/// while no other ran.
 #[derive(Clone)]
 struct FarAway {
     inner: Arc<dyn Storage>,
@@ -37,16 +38,19 @@ struct FarAway {
     calls: Arc<Mutex<BTreeMap<&'static str, usize>>>,
     running: Arc<AtomicUsize>,
     most: Arc<AtomicUsize>,
+    alone: Arc<AtomicUsize>,
 }
 
 impl FarAway {
     fn new(inner: Arc<dyn Storage>) -> Self {
-        let (running, most) = (Arc::default(), Arc::default());
-        Self { inner, delay: Duration::ZERO, calls: Arc::default(), running, most }
+        let (running, most, alone) = (Arc::default(), Arc::default(), Arc::default());
+        Self { inner, delay: Duration::ZERO, calls: Arc::default(), running, most, alone }
     }
 
     fn call<T>(&self, verb: &'static str, run: impl FnOnce() -> T) -> T {
-        self.most.fetch_max(self.running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+        let others = self.running.fetch_add(1, Ordering::SeqCst);
+        self.most.fetch_max(others + 1, Ordering::SeqCst);
+        self.alone.fetch_add(usize::from(others == 0), Ordering::SeqCst);
         *self.calls.lock().unwrap().entry(verb).or_default() += 1;
         if !self.delay.is_zero() {
             std::thread::sleep(self.delay);
@@ -60,6 +64,7 @@ impl FarAway {
     fn cost<T>(&self, what: &str, run: impl FnOnce() -> T) -> (T, usize, usize) {
         self.calls.lock().unwrap().clear();
         self.most.store(0, Ordering::SeqCst);
+        self.alone.store(0, Ordering::SeqCst);
         let begun = Instant::now();
         let result = run();
         let (calls, most) = (self.calls.lock().unwrap().clone(), self.most.load(Ordering::SeqCst));
@@ -170,6 +175,13 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
     };
     let written = repository(inner.clone());
     (0..sets).for_each(|at| publish(&written, at));
+    // Only the oldest has content.
+    let (image, options) = (IMAGES[0], ImageOptions::default());
+    let mut writer = ImageWriter::new(&written.strata, image, "0", None, &options).unwrap();
+    let header = Some(Bytes::from_static(b"h"));
+    writer.changed(Change { object: 1, header, ..Change::default() }).unwrap();
+    writer.data(0, b"content").unwrap();
+    writer.finish().unwrap();
     let mut far = FarAway::new(inner);
     far.delay = Duration::from_millis(number("LOCKSTEP_SETS_MS").unwrap_or(2));
     let repository = repository(Arc::new(far.clone()));
@@ -221,6 +233,14 @@ fn many_sets_are_read_many_at_a_time_and_few_times_each() {
     assert!(sparse.packs.is_empty(), "{sparse:?}");
     // The manifests; per set, the descriptors of three deltas and the table of packs.
     assert!(calls <= count * 8 + 20, "{calls} calls for {count} sets");
+    let (repacked, calls, _) = far.cost("prune, rewrite a pack", || {
+        let options = RepackOptions { live_percent: 101, ..RepackOptions::default() };
+        repack(&repository.strata, &options, false, &|| Ok(()), &mut |_, _| ()).unwrap()
+    });
+    assert_eq!((repacked.packs.len(), repacked.deltas), (1, 1), "{repacked:?}");
+    assert!(calls <= count * 14 + 40, "{calls} calls for {count} sets");
+    let alone = far.alone.load(Ordering::SeqCst);
+    assert!(alone < count, "{alone} of {calls} calls one after another");
 
     let (found, calls, _) = far.cost("ship, find the set", || {
         repository.read_if_there(&listed[count - 1].manifest.set.to_string()).unwrap()

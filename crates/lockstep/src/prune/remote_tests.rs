@@ -669,7 +669,8 @@ fn a_check_beside_a_prune_finds_nothing() {
             memory.delete("keys/a.json").unwrap();
         }));
         let checking = repository(meanwhile.clone());
-        let checked = crate::repository::check::run(&checking, Some(100), &[], &mut |_, _| true);
+        let checked =
+            crate::repository::check::run(&checking, Some(100), &Vec::new, &mut |_, _| true);
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
         // The key is read last.

@@ -69,8 +69,8 @@ impl Checked {
 }
 
 /// Checks the cluster's part of the repository, its keys, its lease, its locks, and `percent` percent of its packs and
-/// of its sets' own files. If `percent` is `None`, no content is read. `here` names the sets that this host has,
-/// oldest first.
+/// of its sets' own files. If `percent` is `None`, no content is read. `here` returns the sets that this host has,
+/// oldest first; it is only called for the hints, if something is wrong.
 ///
 /// `told` is called with the bytes of packs read so far and in total. Once it returns `false`, the check ends and
 /// returns only what it has found so far.
@@ -80,7 +80,7 @@ impl Checked {
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,
-    here: &[String],
+    here: &dyn Fn() -> Vec<String>,
     told: Told<'_>,
 ) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
@@ -123,7 +123,8 @@ fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
     })
 }
 
-fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
+fn of_report(report: &Report, name: &str, here: &dyn Fn() -> Vec<String>) -> Vec<Finding> {
+    let here = if report.problems.is_empty() { Vec::new() } else { here() };
     let harmful = report.problems.iter().map(|problem| Finding {
         severity: Severity::Error,
         what: match problem.error.is_store_failure() {
@@ -131,7 +132,7 @@ fn of_report(report: &Report, name: &str, here: &[String]) -> Vec<Finding> {
             false => problem.error.to_string(),
         },
         sets: problem.sets.clone(),
-        hint: Some(what_mends(problem, name, here)),
+        hint: Some(what_mends(problem, name, &here)),
     });
     let foreign = report.foreign.iter().map(|path| Finding {
         severity: Severity::Warning,

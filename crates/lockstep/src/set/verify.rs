@@ -3,6 +3,7 @@
 //! A GUID is created with a snapshot and stays with its content: `zfs receive` keeps it (dmu_recv.c), so a pool that
 //! was sent elsewhere and took the old one's name still has the set. The transaction group belongs to the pool.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::context::Context;
@@ -97,6 +98,24 @@ fn swapped(cx: &Context, set: &Manifest, volume: &SetVolume, found: Guid) -> Ref
 pub(crate) fn set(cx: &Context, manifest: &Manifest) -> Result<()> {
     snapshots(cx, manifest)?;
     files(cx, manifest)
+}
+
+/// Returns those of these sets that aren't what their manifests say any more, and why, with few commands for all of
+/// them. A set that is removed meanwhile isn't among them.
+///
+/// # Errors
+/// When ZFS fails.
+pub(crate) fn damaged(cx: &Context, sets: &[Manifest]) -> Result<BTreeMap<SetId, Error>> {
+    let mut found: BTreeMap<_, _> = incomplete(cx, sets)?.into_iter().collect();
+    for set in sets {
+        if !found.contains_key(&set.set)
+            && let Err(error) = files(cx, set)
+            && cx.state.is_complete(set.set.as_str())
+        {
+            found.insert(set.set.clone(), error);
+        }
+    }
+    Ok(found)
 }
 
 /// Checks the files beside the manifest.

@@ -2,7 +2,7 @@
 //! of a core that the server could use, so their number is limited here, and nothing that is known about ZFS is asked
 //! twice. Also what `prune` and `check` cost if snapshots of many sets are gone.
 
-use crate::support::commands::CommandLog;
+use crate::support::commands::{CommandLog, pretending};
 use crate::support::faults::{assert_nothing_remains, assert_restorable};
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
@@ -106,14 +106,23 @@ fn what_is_remembered_wrongly_spoils_nothing() {
     assert_nothing_remains(&fixture, &[], "backups with a wrong memory");
 }
 
-/// If a dataset was destroyed, for example, all earlier sets are broken: the pools are listed once, not once per set.
+/// `check` and `repo check` cost no command for each set. If a dataset was destroyed, for example, all earlier sets are
+/// broken: the pools are listed once, not once per set. And a snapshot that is removed meanwhile stops nothing.
 #[test]
-fn sets_whose_snapshots_are_gone_cost_no_command_each() {
+fn sets_cost_no_command_each_whether_their_snapshots_are_there_or_gone() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let log = CommandLog::new(&fixture);
     let retention = "[clusters.main.retention]\nlocal = { last = 9 }\nrepository = { last = 9 }\n";
     let lockstep = log.watching(&with_options(&fixture, &format!("\n{retention}")));
-    let sets = [(); 4].map(|()| lockstep.backup("label"));
+    let count = |arguments: &[&str]| {
+        log.take();
+        lockstep.run(arguments);
+        log.take().len()
+    };
+    let mut sets = vec![lockstep.backup("label")];
+    let of_one = [count(&["check"]), count(&["repo", "check"])];
+    sets.extend([(); 3].map(|()| lockstep.backup("label")));
+    assert_eq!([count(&["check"]), count(&["repo", "check"])], of_one);
     // Two volumes of each.
     let break_sets = |range: std::ops::Range<usize>| {
         for volume in sets[range].iter().flat_map(|set| [&set.volumes[0], &set.volumes[3]]) {
@@ -132,4 +141,11 @@ fn sets_whose_snapshots_are_gone_cost_no_command_each() {
     assert!(before.iter().all(|count| (1..=30).contains(count)), "{before:?}");
     break_sets(1..3);
     assert_eq!([asked(&prune), asked(&check)], before);
+
+    // Between the listing and the question.
+    let going = &sets[2].volumes[1].snapshot;
+    let cases =
+        format!("*userrefs*) zfs release lockstep {going}; zfs destroy {going}; exec zfs \"$@\";;");
+    let outcome = pretending(&fixture, &lockstep, "removing", &cases).expect(3, &["list"]);
+    assert!(outcome.stdout.contains(&sets[3].id), "{outcome:?}");
 }

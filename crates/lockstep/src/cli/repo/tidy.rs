@@ -128,6 +128,15 @@ fn locked(count: usize) -> String {
     format!("{} {what} later", counted(count as u64, "object"))
 }
 
+/// Returns the ids of this host's sets that are whole, oldest first; none if ZFS can't be asked.
+fn whole_here(cx: &Context) -> Vec<String> {
+    let Ok((mut here, _)) = cx.state.sets() else { return Vec::new() };
+    let Ok(damaged) = verify::damaged(cx, &here) else { return Vec::new() };
+    here.retain(|manifest| !damaged.contains_key(&manifest.set));
+    here.sort_by_key(|manifest| manifest.started_at);
+    here.iter().map(|manifest| manifest.set.to_string()).collect()
+}
+
 fn now() -> u64 {
     u64::try_from(jiff::Timestamp::now().as_second()).unwrap_or(0)
 }
@@ -211,10 +220,6 @@ impl Check {
                 format!("for {percent} % of the packs write --read-data={percent}"),
             ));
         }
-        let (mut here, _) = cx.state.sets()?;
-        here.retain(|manifest| verify::set(cx, manifest).is_ok());
-        here.sort_by_key(|manifest| manifest.started_at);
-        let here: Vec<_> = here.iter().map(|manifest| manifest.set.to_string()).collect();
         each(cx, self.name.as_deref(), json, |name| {
             let repository = repository::open(cx, name)?;
             if self.repair {
@@ -228,7 +233,7 @@ impl Check {
                 line.bytes(n, of);
                 steps::passed("check.read").is_ok()
             };
-            let checked = check::run(&repository, self.read_data, &here, told)?;
+            let checked = check::run(&repository, self.read_data, &|| whole_here(cx), told)?;
             drop(line);
             // Report the findings however the repair ends.
             let (repaired, unread, ended) = match self.repaired(cx, &repository, &checked) {

@@ -7,9 +7,9 @@
 //! Bookmarks are here too: they keep an increment's starting point when the snapshot is destroyed. Pool version 23
 //! has none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::{DatasetName, Guid, SnapshotName, Zfs, parse, said};
+use super::{DatasetName, Guid, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
 use crate::process::Program;
 
@@ -40,9 +40,9 @@ impl Zfs {
     /// # Errors
     /// When ZFS fails.
     pub fn standing(&self, snapshots: &[SnapshotName]) -> Result<BTreeMap<SnapshotName, Standing>> {
-        let mut by_dataset: BTreeMap<&DatasetName, Vec<&SnapshotName>> = BTreeMap::new();
+        let mut by_dataset: BTreeMap<&DatasetName, BTreeSet<&SnapshotName>> = BTreeMap::new();
         for snapshot in snapshots {
-            by_dataset.entry(&snapshot.dataset).or_default().push(snapshot);
+            by_dataset.entry(&snapshot.dataset).or_default().insert(snapshot);
         }
         let (mut there, mut of_each) = (Vec::new(), Vec::new());
         for (dataset, wanted) in by_dataset {
@@ -66,11 +66,11 @@ impl Zfs {
         let mut all = BTreeMap::new();
         for some in there.chunks(AT_ONCE) {
             let names: Vec<_> = some.iter().map(SnapshotName::to_string).collect();
-            let values = self.get(&names, &["guid", "used", "userrefs", "lockstep:owner"])?;
+            let values =
+                self.get_of_existing(&names, &["guid", "used", "userrefs", "lockstep:owner"])?;
             for (snapshot, name) in some.iter().zip(&names) {
-                let text = |property: &str| {
-                    values.get(name).and_then(|of| of.get(property)).map_or("", String::as_str)
-                };
+                let Some(of) = values.get(name) else { continue };
+                let text = |property: &str| of.get(property).map_or("", String::as_str);
                 let number = |property: &str| parse::number(text(property), property);
                 let standing = Standing {
                     guid: Guid::new(number("guid")?),
@@ -83,6 +83,21 @@ impl Zfs {
                 all.insert(snapshot.clone(), standing);
             }
         }
+        Ok(all)
+    }
+
+    /// Properties of those of these snapshots that still exist: some may have been removed since they were listed.
+    fn get_of_existing(&self, names: &[String], properties: &[&str]) -> Result<Properties> {
+        match self.get(names, properties) {
+            Err(Error::Command { error, .. }) if said::is_absent(&error) => {}
+            got => return got,
+        }
+        if names.len() < 2 {
+            return Ok(Properties::new());
+        }
+        let (one, other) = names.split_at(names.len() / 2);
+        let mut all = self.get_of_existing(one, properties)?;
+        all.extend(self.get_of_existing(other, properties)?);
         Ok(all)
     }
 
