@@ -174,6 +174,39 @@ fn promoted_without_a_checkpoint(standby: &Standby) {
     standby.fixture.discard_restored(&to, &set.id);
 }
 
+/// pg_control names a new timeline with the first page that is flushed on it. Before that, an `atomic` set would be
+/// called one of the old timeline, beyond its end.
+#[test]
+fn a_new_timeline_on_which_nothing_was_flushed() {
+    let standby = Standby::cascading(one_dataset());
+    let middle = standby.middle.as_ref().expect("a cascade has one");
+    standby.primary.execute(&["CREATE TABLE rows AS SELECT 1 AS n"]);
+    standby.restartpoint();
+    standby.primary.stop(Stop::Immediate);
+    middle.execute(&["SELECT pg_promote()", "INSERT INTO rows VALUES (2)"]);
+    let followed = || {
+        let now = middle.value("postgres", "SELECT pg_current_wal_flush_lsn()");
+        let followed = format!("SELECT pg_last_wal_replay_lsn() >= '{now}'");
+        wait_until("the standby has followed", Duration::from_secs(60), || {
+            standby.ask(&followed).as_deref() == Some("t")
+        });
+    };
+    followed();
+    let lockstep = standby.fixture.lockstep();
+    let refused = lockstep.expect(exit::REFUSED, &["backup", "--strategy", "atomic"]);
+    for words in ["timeline", "hint: take the backup again after a checkpoint"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+    }
+    middle.execute(&["CHECKPOINT"]);
+    followed();
+    standby.fixture.cluster.execute(&["CHECKPOINT"]);
+    let set = lockstep.backup("atomic");
+    let to = standby.fixture.target("followed");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    assert_eq!(restored.server().value("postgres", "SELECT sum(n) FROM rows"), "3");
+    standby.fixture.discard_restored(&to, &set.id);
+}
+
 /// With hot_standby=off it accepts no connection at all, and the primary isn't asked anything.
 #[test]
 fn without_hot_standby() {
