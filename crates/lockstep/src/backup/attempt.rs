@@ -502,6 +502,8 @@ fn after_the_manifest(error: Error) -> Result<()> {
     }
 }
 
+/// How the server's list differs from the layout. A tablespace without a name isn't the server's: a crash in CREATE
+/// TABLESPACE leaves its link behind, and so does a standby that couldn't remove the folder of a dropped one.
 fn unlike(layout: &Layout, tablespaces: &[(u32, String)]) -> Option<String> {
     let in_layout = |oid: u32| {
         layout
@@ -513,9 +515,29 @@ fn unlike(layout: &Layout, tablespaces: &[(u32, String)]) -> Option<String> {
         return Some(format!("tablespace {name} ({oid}) was created"));
     }
     layout.parts.iter().find_map(|part| match &part.kind {
-        PartKind::Tablespace { oid, .. } if !tablespaces.iter().any(|(known, _)| known == oid) => {
+        PartKind::Tablespace { oid, name: Some(_) }
+            if !tablespaces.iter().any(|(known, _)| known == oid) =>
+        {
             Some(format!("{} was dropped", part.kind))
         }
         _ => None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::layout::tests::{layout, tablespace};
+
+    #[test]
+    fn a_link_that_the_server_never_knew_is_no_dropped_tablespace() {
+        let named = PartKind::Tablespace { oid: 5, name: Some("a".into()) };
+        let parts = [(PartKind::Data, "t/d"), (named, "t/a"), (tablespace(6), "t/b")];
+        let layout = layout(&parts);
+        let known = [(5, "a".to_owned())];
+        assert_eq!(unlike(&layout, &known), None);
+        assert_eq!(unlike(&layout, &[]).as_deref(), Some("tablespace a (5) was dropped"));
+        let more = [known[0].clone(), (7, "c".to_owned())];
+        assert_eq!(unlike(&layout, &more).as_deref(), Some("tablespace c (7) was created"));
+    }
 }

@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::plan::strategy::Strategy;
 use crate::plan::warnings;
 use crate::postgres::copies::{self, Removals};
-use crate::postgres::{connection, session, wal};
+use crate::postgres::{connection, session, wal, wal_run};
 use crate::refusal::Refusal;
 
 impl Attempt<'_> {
@@ -35,7 +35,7 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// [`Refusal::LayoutChanged`] when one may lose something; [`Refusal::WalRecycledBeforeFreeze`] when the WAL was
-    /// gone before it was read, and [`Refusal::WalDamaged`] when it can't be read as far as the set needs it.
+    /// gone before it was read, [`Refusal::TimelineChanged`], and [`Refusal::WalDamaged`] when it can't be read as far as the set needs it.
     pub(super) fn check_copies(&mut self) -> Result<()> {
         let is_standby = self.is_standby();
         match self.plan.strategy {
@@ -64,6 +64,11 @@ impl Attempt<'_> {
         ];
         let (records, end) = copies::read(&folders, identity, start, until)?;
         if end < needed {
+            // Nothing was flushed since the standby switched: its pg_control doesn't name the new timeline yet.
+            if is_standby && let Some(to) = wal_run::left_before(&folders[1], identity, needed)? {
+                let from = identity.timeline.get();
+                return Err(Refusal::TimelineChanged { from, to: to.get() }.into());
+            }
             let is_gone = |name: &String| !folders.iter().any(|folder| folder.join(name).exists());
             let segments = wal::segments(identity, end, needed).into_iter();
             let mut names = segments.map(|segment| segment.file_name(identity.segment_size));

@@ -149,6 +149,22 @@ fn at(
     Ok(Some(segments))
 }
 
+/// Returns the newest timeline in `pg_wal` for which the cluster's own one was left before `needed`.
+///
+/// # Errors
+/// When pg_wal or a history in it can't be read.
+pub(crate) fn left_before(
+    pg_wal: &Path,
+    identity: WalIdentity,
+    needed: Lsn,
+) -> Result<Option<TimelineId>> {
+    let own = TimelineHistory::root(identity.timeline);
+    let newer = newer(pg_wal, identity, &own, Lsn::INVALID)?.into_iter();
+    let left =
+        newer.filter(|newer| newer.switch_point(identity.timeline).is_some_and(|end| end < needed));
+    Ok(left.map(|newer| newer.timeline()).max())
+}
+
 /// The histories of timelines that continue from this one, at `needed` or later.
 fn newer(
     pg_wal: &Path,

@@ -6,7 +6,10 @@
 //! because its pg_filenode.map is one too; DROP DATABASE removes it.
 //!
 //! What could go wrong: a name that leads to the wrong database. Names are read from the set's own pg_database; if
-//! several databases have or had a name, all of them are restored.
+//! several databases have or had a name, all of them are restored. And recovery may copy the holes of one database over
+//! another one: see [`copied`].
+
+mod copied;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;
@@ -77,34 +80,39 @@ impl Only {
     ) -> Result<(Self, NotRestored)> {
         let manifest = &shipped.manifest;
         let (mut only, mut rest) = (Self::default(), NotRestored::default());
+        let mut known = BTreeSet::new();
         if !wanted.databases.is_empty() {
-            let known = read_databases(repository, shipped)?;
-            let oids = oids_of(&wanted.databases, &known, manifest)?;
-            let mut rows = left_out(&known, &oids);
+            known = read_databases(repository, shipped)?;
+            only.databases = Some(oids_of(&wanted.databases, &known, manifest)?);
+        }
+        if !wanted.tablespaces.is_empty() {
+            let oids = tablespaces_of(&wanted.tablespaces, manifest)?;
+            let others = tablespaces_in(manifest).map(|(oid, _)| oid);
+            only.without_tablespaces = Some(others.filter(|oid| !oids.contains(oid)).collect());
+        }
+        if !only.is_all() {
+            only.add_sources(&copied::in_wal(repository, shipped)?);
+        }
+        if let Some(oids) = &only.databases {
+            let mut rows = left_out(&known, oids);
             let there = with_folder(repository, shipped, rows.iter().map(|row| row.oid).collect())?;
             // pg_database has the rows of dropped databases until it is vacuumed.
             rows.retain(|row| there.contains(&row.oid));
             rest.databases = names_of(&rows);
-            only.databases = Some(oids);
         }
-        if !wanted.tablespaces.is_empty() {
-            let oids = tablespaces_of(&wanted.tablespaces, manifest)?;
-            let others = manifest.parts().filter_map(|(_, part)| match &part.kind {
-                PartKind::Tablespace { oid, name } if !oids.contains(oid) => {
-                    Some((*oid, name.clone().unwrap_or_else(|| oid.to_string())))
-                }
-                _ => None,
-            });
-            let (without, names): (BTreeSet<_>, Vec<_>) = others.unzip();
-            let within = databases_within(repository, shipped, &without)?;
+        if let Some(without) = &only.without_tablespaces {
+            let others = tablespaces_in(manifest).filter(|(oid, _)| without.contains(oid));
+            rest.tablespaces = others.map(|(_, name)| name).collect();
+            let within = databases_within(repository, shipped, without)?;
             if !within.is_empty() {
-                let known = read_databases(repository, shipped)?;
+                if known.is_empty() {
+                    known = read_databases(repository, shipped)?;
+                }
                 let rows: Vec<_> = known.iter().filter(|row| within.contains(&row.oid)).collect();
                 rest.databases.extend(names_of(&rows));
                 rest.databases.sort();
                 rest.databases.dedup();
             }
-            (only.without_tablespaces, rest.tablespaces) = (Some(without), names);
         }
         Ok((only, rest))
     }
@@ -449,6 +457,16 @@ fn folders_of_databases(peek: &mut Peek, part: &SetPart) -> Result<Vec<(u32, u64
 /// Returns the names in a folder; of anything else, none.
 fn children(peek: &mut Peek, folder: u64) -> Result<Vec<(Vec<u8>, u64)>> {
     Ok(peek.node(folder)?.children.iter().map(|(name, object)| (name.to_vec(), object)).collect())
+}
+
+/// Returns the tablespaces that are parts of the set, with their names.
+fn tablespaces_in(manifest: &Manifest) -> impl Iterator<Item = (u32, String)> {
+    manifest.parts().filter_map(|(_, part)| match &part.kind {
+        PartKind::Tablespace { oid, name } => {
+            Some((*oid, name.clone().unwrap_or_else(|| oid.to_string())))
+        }
+        _ => None,
+    })
 }
 
 fn tablespaces_of(names: &[String], manifest: &Manifest) -> Result<BTreeSet<u32>> {

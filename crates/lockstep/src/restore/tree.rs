@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use pgfiles::control_file::ControlFile;
+use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::tablespace_map::TablespaceMap;
 use pgfiles::wal_name::{WalSegment, is_backup_history};
 
@@ -232,6 +233,7 @@ fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<
         wanted && manifest.strategy != Strategy::Cold && *floor > control.min_recovery_point
     });
     let raised = floor.map(|floor| control.with_min_recovery_point(floor, manifest.timeline()));
+    let raised = raised.or_else(|| without_end_of_promotion(manifest, control));
     if !manifest.files.contains_key("backup_label") {
         return Ok(raised);
     }
@@ -243,6 +245,18 @@ fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<
         None => control.clone(),
     };
     Ok(Some(control.with_checkpoint_unusable()))
+}
+
+/// Between a promotion and the checkpoint after it, a primary's pg_control has a minRecoveryPoint: the record that ended
+/// recovery (CreateEndOfRecoveryRecord in xlog.c). An `atomic` set of that time has newer pages. Crash recovery doesn't
+/// look at it, and continues to the end of the WAL; but with recovery.signal PostgreSQL would call the cluster
+/// consistent there, and end recovery at a target behind it (InitWalRecovery in xlogrecovery.c). Without the position,
+/// crash recovery comes first, as for every other set of this strategy. The timeline stays: it is the newest.
+fn without_end_of_promotion(manifest: &Manifest, control: &ControlFile) -> Option<Vec<u8>> {
+    let is_of_primary = manifest.strategy == Strategy::Atomic && !manifest.postgres.standby;
+    let timeline = TimelineId::new(control.min_recovery_point_timeline)?;
+    (is_of_primary && control.min_recovery_point != Lsn::INVALID)
+        .then(|| control.with_min_recovery_point(Lsn::INVALID, timeline))
 }
 
 fn damaged(build: &Build, why: String) -> Error {

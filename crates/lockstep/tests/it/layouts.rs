@@ -707,9 +707,10 @@ fn wal_level_minimal() {
     assert_eq!(fixture.clones(), [], "nothing is made");
 }
 
-/// PostgreSQL follows it from the data directory's pg_tblspc like any other.
+/// PostgreSQL follows a relative link from the data directory's pg_tblspc like any other. One that a crash in CREATE
+/// TABLESPACE has left behind is no tablespace of the server's, and stays as it is.
 #[test]
-fn a_tablespace_behind_a_relative_link() {
+fn a_relative_link_and_one_that_the_server_does_not_know() {
     let prepared = prepare(one_pool());
     let cluster = &prepared.fixture.cluster;
     cluster.stop(Stop::Fast);
@@ -722,8 +723,15 @@ fn a_tablespace_behind_a_relative_link() {
     let up = links.components().skip(1).map(|_| "..").collect::<std::path::PathBuf>();
     let relative = up.join(of_ts1.strip_prefix("/").expect("an absolute path"));
     std::os::unix::fs::symlink(&relative, &link).expect("the test may");
+    let mut version = std::fs::read_dir(&of_ts1).expect("a folder").flatten();
+    let version = version.find(|entry| entry.file_name().to_string_lossy().starts_with("PG_"));
+    let left = of_ts1.join("left");
+    std::fs::create_dir_all(left.join(version.expect("it has one").file_name()))
+        .expect("the test may");
+    std::os::unix::fs::symlink(&left, links.join("99999")).expect("the test may");
     cluster.start();
     let set = prepared.proves("label");
+    assert_eq!(set.tries, 1, "{}", set.json);
     assert_eq!(set.volumes.len(), 4, "{}", set.json);
 }
 

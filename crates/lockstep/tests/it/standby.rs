@@ -142,7 +142,69 @@ fn a_standby_of_a_standby_whose_primary_is_dead() {
 /// pg_wal shares its dataset with everything: it is copied.
 #[test]
 fn everything_on_one_dataset() {
-    every_way(&Standby::new(one_dataset()), "atomic");
+    let standby = Standby::new(one_dataset());
+    every_way(&standby, "atomic");
+    promoted_without_a_checkpoint(&standby);
+}
+
+/// Until the checkpoint that follows a promotion, pg_control names the end of recovery, and PostgreSQL would call an
+/// `atomic` set of that time consistent there, although it has pages that are newer.
+fn promoted_without_a_checkpoint(standby: &Standby) {
+    let cluster = &standby.fixture.cluster;
+    let which = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'";
+    let pid =
+        cluster.value("postgres", which).parse().ok().and_then(rustix::process::Pid::from_raw);
+    let signal = |signal| {
+        rustix::process::kill_process(pid.expect("a process"), signal).expect("it is there");
+    };
+    signal(rustix::process::Signal::STOP);
+    cluster.execute(&["SELECT pg_promote()", "CREATE TABLE since AS SELECT 1 AS n"]);
+    let control = fs::read(cluster.data.join("global/pg_control")).expect("it can be read");
+    let control = ControlFile::parse(&control).expect("it is whole");
+    assert_eq!(
+        (control.checkpoint_copy.timeline.get(), control.min_recovery_point_timeline),
+        (1, 2)
+    );
+    let set = standby.fixture.lockstep().backup("atomic");
+    signal(rustix::process::Signal::CONT);
+    let to = standby.fixture.target("promoted");
+    let lockstep = standby.fixture.lockstep();
+    let restored = lockstep.restore_and_start(&set.id, &to, &["--target-immediate"]);
+    assert_eq!(restored.server().value("postgres", "SELECT n FROM since"), "1");
+    standby.fixture.discard_restored(&to, &set.id);
+}
+
+/// pg_control names a new timeline with the first page that is flushed on it. Before that, an `atomic` set would be
+/// called one of the old timeline, beyond its end.
+#[test]
+fn a_new_timeline_on_which_nothing_was_flushed() {
+    let standby = Standby::cascading(one_dataset());
+    let middle = standby.middle.as_ref().expect("a cascade has one");
+    standby.primary.execute(&["CREATE TABLE rows AS SELECT 1 AS n"]);
+    standby.restartpoint();
+    standby.primary.stop(Stop::Immediate);
+    middle.execute(&["SELECT pg_promote()", "INSERT INTO rows VALUES (2)"]);
+    let followed = || {
+        let now = middle.value("postgres", "SELECT pg_current_wal_flush_lsn()");
+        let followed = format!("SELECT pg_last_wal_replay_lsn() >= '{now}'");
+        wait_until("the standby has followed", Duration::from_secs(60), || {
+            standby.ask(&followed).as_deref() == Some("t")
+        });
+    };
+    followed();
+    let lockstep = standby.fixture.lockstep();
+    let refused = lockstep.expect(exit::REFUSED, &["backup", "--strategy", "atomic"]);
+    for words in ["timeline", "hint: take the backup again after a checkpoint"] {
+        assert!(refused.stderr.contains(words), "{words}: {}", refused.describe());
+    }
+    middle.execute(&["CHECKPOINT"]);
+    followed();
+    standby.fixture.cluster.execute(&["CHECKPOINT"]);
+    let set = lockstep.backup("atomic");
+    let to = standby.fixture.target("followed");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    assert_eq!(restored.server().value("postgres", "SELECT sum(n) FROM rows"), "3");
+    standby.fixture.discard_restored(&to, &set.id);
 }
 
 /// With hot_standby=off it accepts no connection at all, and the primary isn't asked anything.

@@ -5,7 +5,7 @@ use crate::support::cluster::Stop;
 use crate::support::command::{command, must};
 use crate::support::faults::assert_said;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
-use crate::support::lockstep::{LIMIT, Steps, exit, json_of};
+use crate::support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use crate::support::trees::usage;
 use serde_json::json;
 use std::fs;
@@ -304,8 +304,23 @@ fn a_database_whose_own_tablespace_is_not_restored_is_named() {
         let table = format!("CREATE TABLE t TABLESPACE {tablespace} AS SELECT 1 AS n");
         cluster.connect(database).batch_execute(&table).expect("a table can be made");
     }
-    let set = prepared.lockstep.backup("label").id;
+    // While the backup is under way, one is copied file by file: recovery copies it again.
+    let steps = Steps::new(prepared.fixture.root().join("steps"));
+    steps.hold("backup.started");
+    let backup = ["--json", "backup", "--strategy", "label"];
+    let mut running = prepared.lockstep.clone().with_steps(&steps).spawn(&backup);
+    steps.wait_reached("backup.started", &mut running);
+    cluster.execute(&["CREATE DATABASE copy TEMPLATE partly STRATEGY file_copy"]);
+    steps.release("backup.started");
+    let set = Set::of(&json_of(&running.wait(LIMIT))).id;
     let to = prepared.fixture.target("only");
+    let more: Vec<&str> = FILES.into_iter().chain(["--only-database", "copy"]).collect();
+    let restored = prepared.lockstep.restore_and_start(&set, &to, &more);
+    assert_eq!(restored.json["not_restored"]["databases"], json!(["within"]));
+    assert_eq!(restored.server().value("copy", "SELECT count(*) FROM t"), "1");
+    restored.server().stop(Stop::Fast);
+    fs::remove_dir_all(&to).expect("it can be removed");
+
     let more: Vec<&str> = FILES.into_iter().chain(["--only-tablespace", "ts1"]).collect();
     let restored = prepared.lockstep.restore_and_start(&set, &to, &more);
     let not_restored = json!({"databases": ["within"], "tablespaces": ["ts2"]});
@@ -319,7 +334,7 @@ fn a_database_whose_own_tablespace_is_not_restored_is_named() {
     let restore = [&["restore", &set, "--to", text(&to)], &more[..]].concat();
     let both = [&restore[..], &["--only-database", "partly"]].concat();
     let outcome = prepared.lockstep.expect(exit::DONE, &both);
-    for said in ["not restored: \"within\": DROP DATABASE", "tablespace \"ts2\""] {
+    for said in ["not restored: \"copy\", \"within\": DROP DATABASE", "tablespace \"ts2\""] {
         assert!(outcome.stdout.contains(said), "{said}: {}", outcome.describe());
     }
 }
