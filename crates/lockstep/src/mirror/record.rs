@@ -383,6 +383,7 @@ impl Record {
     /// [`Refusal::Mirror`] with the dataset or the folder; also when ZFS fails.
     pub(crate) fn check_own(&self, zfs: &Zfs) -> Result<()> {
         let name = &self.name;
+        let mounts = Mounts::read()?;
         for Place { dataset, directory, .. } in &self.places {
             let (what, if_its) = match zfs.carries(dataset, PROPERTY, name.as_str())? {
                 Some(true) => continue,
@@ -393,6 +394,8 @@ impl Record {
                     format!("`zfs set {PROPERTY}={name} {}`", quote(dataset.as_str())),
                 ),
                 None if self.is_free(directory)? => continue,
+                // It was renamed.
+                None if self.is_marked(&mounts, directory, zfs)? => continue,
                 None => (
                     format!(
                         "dataset \"{dataset}\" is gone, and what is in \"{}\" isn't this mirror's",
@@ -408,6 +411,16 @@ impl Record {
             return Err(Refusal::Mirror { what, needed }.into());
         }
         Ok(())
+    }
+
+    /// Whether what is mounted on a folder carries the mirror's mark.
+    fn is_marked(&self, mounts: &Mounts, folder: &Path, zfs: &Zfs) -> Result<bool> {
+        let real = std::fs::canonicalize(folder).map_err(Error::io("find", folder))?;
+        let mount = mounts.holding(&real).filter(|mount| mount.is_zfs() && mount.point == real);
+        let Some(dataset) = mount.and_then(|mount| DatasetName::new(&mount.source).ok()) else {
+            return Ok(false);
+        };
+        Ok(zfs.carries(&dataset, PROPERTY, self.name.as_str())? == Some(true))
     }
 
     /// Whether a folder of the mirror's holds nothing but the way to others of its folders.

@@ -384,6 +384,17 @@ fn a_dataset_that_is_not_mounted() {
     let left = fs::read_dir(&folder).into_iter().flatten().count();
     assert_eq!(left, 0, "something was written below the mount point");
     zfs(&["mount", &elsewhere]);
+    // Under another name it is the mirror's all the same: its mark says so.
+    let renamed = format!("{elsewhere}-renamed");
+    let rename = |from: &str, to: &str| {
+        for words in [&["unmount", from][..], &["rename", from, to], &["mount", to]] {
+            patiently("zfs", words, || ()).expect("nobody is in it");
+        }
+    };
+    rename(&elsewhere, &renamed);
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    rename(&renamed, &elsewhere);
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     wait_for_state(&alone, "main", "follows");
 }
@@ -413,6 +424,10 @@ fn destroyed_while_its_data_is_not_mounted_and_a_pool_is_away() {
     let elsewhere = alone.fixture.root().join("elsewhere").display().to_string();
     must(&mut command("zpool", ["import", "-R", &elsewhere, "-d", folder, away]));
     patiently("zfs", &["destroy", &format!("{away}/main-ts2")], || ()).expect("it is idle");
+    // The import has mounted it in its place once more.
+    for place in ["main/ts-ts2", "main"] {
+        let _ = fs::remove_dir(directory(&alone, "main").with_file_name(place));
+    }
     assert_gone(&alone, "main", "destroyed while its data wasn't mounted");
 }
 
