@@ -88,7 +88,11 @@ pub fn run(
     let mut chosen = sample(percent.unwrap_or(0))?;
     let report = check_some(&repository.strata, &options, &mut chosen, told);
     let mut report = report.map_err(of_strata)?;
-    let mut findings = of_report(&report, &repository.name, here);
+    let newest = match report.problems.is_empty() {
+        true => None,
+        false => repository.ids().ok().and_then(|mut ids| ids.pop()),
+    };
+    let mut findings = of_report(&report, &repository.name, newest.as_deref(), here);
     if !report.is_partial {
         let (of_sets, is_partial) = of_sets(repository, &report, percent, told)?;
         findings.extend(of_sets);
@@ -123,7 +127,13 @@ fn chooser(percent: u8) -> Result<impl FnMut(&[u8]) -> bool> {
     })
 }
 
-fn of_report(report: &Report, name: &str, here: &dyn Fn() -> Vec<String>) -> Vec<Finding> {
+/// Says what was found; `newest` is the newest set there.
+fn of_report(
+    report: &Report,
+    name: &str,
+    newest: Option<&str>,
+    here: &dyn Fn() -> Vec<String>,
+) -> Vec<Finding> {
     let here = if report.problems.is_empty() { Vec::new() } else { here() };
     let harmful = report.problems.iter().map(|problem| Finding {
         severity: Severity::Error,
@@ -132,7 +142,7 @@ fn of_report(report: &Report, name: &str, here: &dyn Fn() -> Vec<String>) -> Vec
             false => problem.error.to_string(),
         },
         sets: problem.sets.clone(),
-        hint: Some(what_mends(problem, name, &here)),
+        hint: Some(what_mends(problem, name, newest, &here)),
     });
     let foreign = report.foreign.iter().map(|path| Finding {
         severity: Severity::Warning,
@@ -171,8 +181,8 @@ fn of_half_written(report: &Report) -> Option<Finding> {
     })
 }
 
-/// Says what to do about something that sets need.
-fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
+/// Says what to do about something that sets need; `newest` is the newest set there.
+fn what_mends(problem: &Problem, name: &str, newest: Option<&str>, here: &[String]) -> String {
     const MEANWHILE: &str = "don't restore these sets from here; all other sets still restore";
     if problem.sets.is_empty() {
         return "no set needs it".to_owned();
@@ -203,6 +213,10 @@ fn what_mends(problem: &Problem, name: &str, here: &[String]) -> String {
         Some(set) => format!(
             "{MEANWHILE}. `{lockstep} ship --full --repository {name} {set}` stores it again from this host's snapshots, including what later sets need of it{given_up}"
         ),
+        // What comes next isn't based on them.
+        None if newest.is_some_and(|newest| problem.sets.iter().all(|set| set != newest)) => {
+            format!("{MEANWHILE}. This host has none of them any more{given_up}")
+        }
         None => format!(
             "{MEANWHILE}. This host has none of them any more: `{lockstep} ship --full --repository {name}` stores the newest set in full{given_up}"
         ),
@@ -420,19 +434,21 @@ mod tests {
         let said = |object: &str| {
             let error = StoreError::new("get", object, StoreErrorKind::NotFound).into();
             let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
-            what_mends(&Problem { set, sets, error }, "far", &["20261126T200000Z".to_owned()])
+            let here = ["20261126T200000Z".to_owned()];
+            what_mends(&Problem { set, sets, error }, "far", None, &here)
         };
         let manifest = said("clusters/main/sets/20261126T200000Z.json");
         assert!(manifest.contains("prune --repository far --set 20261126T200000Z"), "{manifest}");
         let pack = said("clusters/main/packs/a");
         assert!(pack.contains("ship --full") && !pack.contains("prune"), "{pack}");
-        let of = |here: &[&str]| {
+        let of_newest = |newest: &str, here: &[&str]| {
             let error = StoreError::new("get", "clusters/main/packs/a", StoreErrorKind::NotFound);
             let sets = ["20261126T1", "20261126T2", "20261126T3"].map(str::to_owned).to_vec();
             let problem = Problem { set: "20261126T1".into(), sets, error: error.into() };
             let here: Vec<_> = here.iter().map(|set| (*set).to_owned()).collect();
-            what_mends(&problem, "far", &here)
+            what_mends(&problem, "far", Some(newest), &here)
         };
+        let of = |here: &[&str]| of_newest("20261126T3", here);
         let some = of(&["20261126T2"]);
         assert!(some.contains("ship --full --repository far 20261126T2"), "{some}");
         assert!(
@@ -440,11 +456,15 @@ mod tests {
             "{some}"
         );
         assert!(of(&[]).contains("--set 20261126T2 --set 20261126T3` gives"));
+        // Shipping the newest set in full, for hours, would repair nothing unless it is harmed too.
+        assert!(of(&[]).contains("ship --full --repository far`"));
+        let older = of_newest("20261126T4", &["20261126T4"]);
+        assert!(older.contains("--set 20261126T3` gives") && !older.contains("ship"), "{older}");
         // A store that fails, for now or for good, is no reason to give up a set.
         for object in ["clusters/main/sets/20261126T200000Z.json", "clusters/main/packs/a"] {
             let error = StoreError::new("get", object, StoreErrorKind::Other).into();
             let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
-            let hint = what_mends(&Problem { set, sets, error }, "far", &[]);
+            let hint = what_mends(&Problem { set, sets, error }, "far", None, &[]);
             assert!(hint.contains("run the command again"), "{hint}");
             assert!(!hint.contains("prune") && !hint.contains("ship"), "{hint}");
         }
