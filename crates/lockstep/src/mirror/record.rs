@@ -21,7 +21,7 @@ use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::conninfo::{Conninfo, passfile_line};
 use crate::postgres::users;
-use crate::process::Credentials;
+use crate::process::{Credentials, quote};
 use crate::refusal::Refusal;
 use crate::set::journal;
 use crate::volume::mounts::Mounts;
@@ -365,15 +365,31 @@ impl Record {
     }
 
     /// Refuses to touch a mirror if one of its datasets isn't mounted: what is written to its directory would go to
-    /// the file system below.
+    /// the file system below. Also if another dataset has the name of one: its files are somebody else's.
     ///
     /// # Errors
     /// [`Refusal::Mirror`] with the dataset; also as [`Self::unmounted`].
     pub(super) fn check_mounted(&self, zfs: &Zfs) -> Result<()> {
-        match self.unmounted(zfs)? {
-            Some(what) => Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into()),
-            None => Ok(()),
+        if let Some(what) = self.unmounted(zfs)? {
+            return Err(Refusal::Mirror { what, needed: HOW_TO_MOUNT.into() }.into());
         }
+        let name = self.name.as_str();
+        for Place { dataset, .. } in &self.places {
+            // One that was moved with `zfs send -R` has the mark, too.
+            if zfs.was_given(dataset, PROPERTY, name)? == Some(false) {
+                let mark = format!("{PROPERTY}={name}");
+                return Err(Refusal::Mirror {
+                    what: format!("dataset \"{dataset}\" doesn't carry {mark}: it isn't the one that mirror \"{name}\" has made"),
+                    needed: format!(
+                        "bring the mirror's own back (was it renamed?), or destroy this one if nobody needs it: `{} mirror recreate {name}` then makes it anew. If it is the mirror's own, moved without its properties: zfs set {mark} {}",
+                        program(),
+                        quote(dataset.as_str())
+                    ),
+                }
+                .into());
+            }
+        }
+        Ok(())
     }
 
     /// The connection string with the password file that Lockstep keeps.

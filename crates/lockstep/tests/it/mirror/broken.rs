@@ -383,6 +383,21 @@ fn a_dataset_that_is_not_mounted() {
     }
     let left = fs::read_dir(&folder).into_iter().flatten().count();
     assert_eq!(left, 0, "something was written below the mount point");
+    // Another dataset has its name and place by now: what is in it is somebody else's.
+    let (own, theirs) = (format!("{elsewhere}-own"), folder.join("theirs"));
+    let mountpoint = format!("mountpoint={}", folder.display());
+    patiently("zfs", &["rename", &elsewhere, &own], || ()).expect("it is idle");
+    zfs(&["create", "-o", &mountpoint, &elsewhere]);
+    fs::write(&theirs, "precious").expect("it can be written");
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        for said in [&*format!("\"{elsewhere}\" doesn't carry lockstep:mirror=main"), "hint: "] {
+            assert!(refused.stderr.contains(said), "{said:?}: {}", refused.describe());
+        }
+    }
+    assert_eq!(fs::read_to_string(&theirs).expect("it is there"), "precious");
+    patiently("zfs", &["destroy", &elsewhere], || ()).expect("it is idle");
+    patiently("zfs", &["rename", &own, &elsewhere], || ()).expect("it is idle");
     zfs(&["mount", &elsewhere]);
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     wait_for_state(&alone, "main", "follows");
