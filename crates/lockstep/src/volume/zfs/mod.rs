@@ -343,6 +343,19 @@ impl Zfs {
         said.is_ok_and(|said| said.stdout.trim() == "on")
     }
 
+    /// A pool's own GUID; `None` if it isn't imported. It stays with the pool's name or another, but `zpool split` gives
+    /// the new pool another one.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn pool_guid(&self, pool: &str) -> Result<Option<Guid>> {
+        match Program::new("zpool").args(["list", "-H", "-o", "guid", pool]).run() {
+            Ok(said) => said.stdout.trim().parse().map(Some).map_err(crate::error::Error::failed),
+            Err(error) if said::is_absent(&error) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether a pool has a feature switched off. A ZFS that doesn't know the feature can't say so.
     #[must_use]
     pub fn lacks_feature(&self, pool: &str, feature: &str) -> bool {
