@@ -256,7 +256,7 @@ impl Zfs {
         let list = properties.join(",");
         args.push(&list);
         args.extend(of.iter().map(String::as_str));
-        parse::properties(&self.run(args)?.stdout)
+        parse::properties(&self.run(args)?.stdout, |property| properties.contains(&property))
     }
 
     /// The same, plus those of `optional` that this ZFS knows (pool version 23 has no `sync`).

@@ -121,7 +121,7 @@ fn zfs_fuse_is_understood() {
 #[test]
 fn properties_are_taken_apart() {
     for version in [OPENZFS, ZFS_FUSE] {
-        let all = parse::properties(&stdout(version, "zfs-get-recursive-no-t")).unwrap();
+        let all = parse::properties(&stdout(version, "zfs-get-recursive-no-t"), |_| true).unwrap();
         assert_eq!(all.len(), 4, "{version}");
         let guid = |dataset: &str| parse::number(&all[dataset]["guid"], "guid").unwrap();
         assert_ne!(guid("vmcapa/data"), guid("vmcapa/wal"));
@@ -130,15 +130,16 @@ fn properties_are_taken_apart() {
             parse::dataset(dataset).unwrap();
         }
         // From a command that asked for a fourth column.
-        let own = parse::properties(&stdout(version, "snapshot-get-user-properties")).unwrap();
+        let own =
+            parse::properties(&stdout(version, "snapshot-get-user-properties"), |_| true).unwrap();
         let own = &own["vmcapa/data@tagged"];
         assert_eq!(own["lockstep:label"], "two words\tlocal");
         assert_eq!(own["lockstep:absent"], "-\t-");
         // A value of several lines can't be told from several values, so Lockstep writes none.
-        let strange = parse::properties(&stdout(version, "snapshot-get-all")).unwrap();
+        let strange = parse::properties(&stdout(version, "snapshot-get-all"), |_| true).unwrap();
         assert_eq!(strange["vmcapa/data@tagged"]["lockstep:lines"], "one");
         assert_eq!(strange["two"]["three"], "local");
-        assert!(parse::properties("two\tthree\n").is_err());
+        assert!(parse::properties("two\tthree\n", |_| true).is_err());
     }
 }
 
@@ -186,7 +187,7 @@ fn clones_are_those_with_an_origin() {
         };
         let listed: String = listed.lines().map(name_and_origin).collect();
         assert_eq!(parse::clones(&listed).unwrap(), [], "{version}");
-        let all = parse::properties(&stdout(version, "clone-get")).unwrap();
+        let all = parse::properties(&stdout(version, "clone-get"), |_| true).unwrap();
         let origin = all["vmcapa/clone"]["origin"].trim_end_matches("\t-");
         let listed = format!("{listed}vmcapa/clone\t{origin}\n");
         assert_eq!(parse::clones(&listed).unwrap(), [("vmcapa/clone", "vmcapa/data@tagged")]);
