@@ -21,6 +21,7 @@ use crate::files;
 use crate::names::{self, CloneName, SetId};
 use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery};
+use crate::process;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
 use crate::set::journal::{self, RestoreJournal};
@@ -321,6 +322,7 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     let _lock = unfinished::lock(cx, &record.made.id)?;
     let (what, give_up) = (format!("clone \"{name}\""), destroy_command(name, true));
     away::refuse(&cx.zfs, &record.made.datasets, &what, &give_up, is_lost)?;
+    refuse_renamed(cx, &record)?;
     // Before its server is stopped: half a clone is of no use.
     let in_the_way = unfinished::in_the_way(cx, &record.made)?;
     if !in_the_way.is_empty() {
@@ -344,6 +346,35 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
     files::remove_file(&path)?;
     unfinished::remove_lock(cx, &record.made.id);
     steps::reached("clone.destroy-done")
+}
+
+/// Refuses a clone if one of its datasets, or one above it, was renamed: under its new name nobody would know it any
+/// more, and it would keep the set that it depends on. Somebody may have renamed it to keep it.
+fn refuse_renamed(cx: &Context, record: &Record) -> Result<()> {
+    let made = &record.made;
+    let mut gone = Vec::new();
+    for dataset in &made.datasets {
+        if !cx.zfs.exists(dataset.as_str())? {
+            gone.push(dataset);
+        }
+    }
+    if gone.is_empty() {
+        return Ok(());
+    }
+    let mut renamed = cx.zfs.unended()?;
+    renamed.retain(|found| found.restore == made.id && !made.datasets.contains(&found.dataset));
+    let Some(first) = renamed.first() else { return Ok(()) };
+    let names: Vec<_> = renamed.iter().map(|found| format!("\"{}\"", found.dataset)).collect();
+    Err(Error::failed(format!(
+        "clone \"{}\" can't be destroyed: \"{}\" was renamed, and {} carries its mark",
+        record.name,
+        gone[0],
+        names.join(", ")
+    ))
+    .with_hint(format!(
+        "`zfs rename` it back, or destroy it if nobody needs it (`zfs destroy {}`), and then run it again: nothing was changed. To keep it: `zfs inherit lockstep:restore {0}` before that",
+        process::quote(first.dataset.as_str())
+    )))
 }
 
 /// Returns the error for a clone of which nothing was found; `damaged` is what is wrong with its record.

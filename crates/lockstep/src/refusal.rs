@@ -129,6 +129,18 @@ pub enum Refusal {
         /// `min_free_mib` in bytes, and on pg_wal's volume what two segments take.
         needed: u64,
     },
+    /// With the snapshot's, its name is longer than ZFS allows.
+    #[error(
+        "dataset \"{dataset}\" has a name of {length} characters: a set's snapshot can have a name only if there are at most {longest}"
+    )]
+    NameTooLong {
+        /// The dataset.
+        dataset: String,
+        /// The length of its name.
+        length: usize,
+        /// What ZFS leaves for it.
+        longest: usize,
+    },
     /// There is no room for a snapshot because of a reservation.
     #[error(
         "dataset \"{dataset}\" has a refreservation: a snapshot of it would need {needed} bytes outside of that, and {left} are left there"

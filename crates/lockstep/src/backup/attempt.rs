@@ -22,6 +22,7 @@ use crate::postgres::{connection, instance, settled};
 use crate::refusal::Refusal;
 use crate::set::journal::{self, BackupJournal};
 use crate::set::manifest::{Manifest, Seconds, SetWal, WalStored};
+use crate::set::notes;
 use crate::set::own_files::FrozenWal;
 use crate::set::unfinished::{self, TAKING};
 use crate::steps;
@@ -147,6 +148,8 @@ impl<'a> Attempt<'a> {
         if self.plan.strategy == Strategy::Cold {
             self.check_own_wal(&manifest)?;
         }
+        let pools = manifest.volumes.iter().map(|volume| volume.pool.as_str()).collect();
+        notes::note_pools(self.cx, &self.set, &pools);
         steps::reached("backup.manifest")?;
         self.cx.state.publish(&manifest)?;
         steps::reached("backup.published").or_else(after_the_manifest)?;

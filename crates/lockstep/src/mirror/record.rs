@@ -365,7 +365,7 @@ impl Record {
     }
 
     /// Refuses to touch a mirror if one of its datasets isn't mounted: what is written to its directory would go to
-    /// the file system below.
+    /// the file system below. Also if another dataset has the name of one: its files are somebody else's.
     ///
     /// # Errors
     /// [`Refusal::Mirror`] with the dataset; also as [`Self::unmounted`].
@@ -385,7 +385,8 @@ impl Record {
         let name = &self.name;
         let mounts = Mounts::read()?;
         for Place { dataset, directory, .. } in &self.places {
-            let (what, if_its) = match zfs.carries(dataset, PROPERTY, name.as_str())? {
+            // One that was moved with `zfs send -R` has the mark, too.
+            let (what, if_its) = match zfs.was_given(dataset, PROPERTY, name.as_str())? {
                 Some(true) => continue,
                 Some(false) => (
                     format!(
@@ -420,7 +421,7 @@ impl Record {
         let Some(dataset) = mount.and_then(|mount| DatasetName::new(&mount.source).ok()) else {
             return Ok(false);
         };
-        Ok(zfs.carries(&dataset, PROPERTY, self.name.as_str())? == Some(true))
+        Ok(zfs.was_given(&dataset, PROPERTY, self.name.as_str())? == Some(true))
     }
 
     /// Whether a folder of the mirror's holds nothing but the way to others of its folders.

@@ -147,6 +147,10 @@ pub fn choose(facts: &Facts, choice: StrategyChoice) -> Result<Plan, Refusal> {
     })
 }
 
+/// The longest name that ZFS gives (ZFS_MAX_DATASET_NAME_LEN in sys/fs/zfs.h, less its end), less what follows the
+/// dataset's in that of a set's snapshot.
+const LONGEST_DATASET: usize = 255 - "@lockstep-20261123T194512Z-k3fa".len();
+
 /// Checks what every strategy needs.
 fn check_place(facts: &Facts) -> Result<(), Refusal> {
     if let Some(unsettled) = &facts.unsettled {
@@ -158,6 +162,14 @@ fn check_place(facts: &Facts) -> Result<(), Refusal> {
                 point: nested.point.clone(),
                 source_name: nested.source.clone(),
                 part: nested.part.clone(),
+            });
+        }
+        let length = volume.dataset.as_str().len();
+        if length > LONGEST_DATASET {
+            return Err(Refusal::NameTooLong {
+                dataset: volume.dataset.to_string(),
+                length,
+                longest: LONGEST_DATASET,
             });
         }
         let needed = facts.space_needed(volume);

@@ -11,6 +11,7 @@ use super::*;
 use crate::plan::facts::{ConfigFiles, Configuration, NoServer, ServerFacts, Unsettled};
 use crate::plan::layout::tests::{layout, tablespace};
 use crate::plan::layout::{Layout, NestedMount, PartKind, Reserved};
+use crate::volume::zfs::DatasetName;
 
 use StrategyChoice as Ask;
 
@@ -434,6 +435,18 @@ fn no_strategy_takes_files_that_a_server_has_not_left_like_that() {
             refused(&unsettled, ask, &["pg_rewind is at work", "wait"]);
         }
     }
+}
+
+#[test]
+fn a_dataset_s_name_leaves_room_for_a_set_s() {
+    let at = |length: usize| {
+        with(primary(together()), |facts| {
+            let name = format!("t/{}", "d".repeat(length - 2));
+            facts.layout.volumes[0].dataset = DatasetName::new(&name).unwrap();
+        })
+    };
+    assert!(choose(&at(224), Ask::Auto).is_ok());
+    refused(&at(225), Ask::Auto, &["has a name of 225 characters", "at most 224", "zfs rename"]);
 }
 
 #[test]

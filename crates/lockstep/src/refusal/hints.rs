@@ -23,6 +23,7 @@ impl Refusal {
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Unsettled { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
+            Self::NameTooLong { .. } => "stop the server and `zfs rename` the dataset, or one above it, to a shorter name; its mount point can stay".into(),
             Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),

@@ -8,7 +8,7 @@
 //! old name counts too, if the id is the same. But a copy of a repository has the same id: what is noted under a name
 //! that the cluster still uses belongs to the repository of that name only.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +19,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::SetId;
+use crate::volume::zfs::Guid;
 
 /// What is recorded about a set in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,31 @@ impl Note {
         let of = self.repository.as_deref();
         of.is_none() || id.is_none() || of == id
     }
+}
+
+/// The note of the pools that a set is in.
+const POOLS: &str = "pools.json";
+
+/// Notes the GUIDs of the pools that a set is in, by their names: what `zpool split` makes of one has another. Nothing
+/// else depends on it.
+pub(crate) fn note_pools(cx: &Context, set: &SetId, pools: &BTreeSet<&str>) {
+    let noted = (|| {
+        let mut guids = BTreeMap::new();
+        for pool in pools {
+            guids.extend(cx.zfs.pool_guid(pool).map(|guid| (*pool, guid)));
+        }
+        let bytes = serde_json::to_vec(&guids).map_err(json("write a note"))?;
+        files::publish(&cx.state.set_directory(set).join(POOLS), &bytes)
+    })();
+    if let Err(error) = noted {
+        tracing::debug!(%set, error = %error.chain(), "its pools aren't noted");
+    }
+}
+
+/// Returns the GUID of a pool of the set, when the set was taken; `None` if that wasn't noted.
+pub(crate) fn pool_guid(cx: &Context, set: &SetId, pool: &str) -> Option<Guid> {
+    let bytes = std::fs::read(cx.state.set_directory(set).join(POOLS)).ok()?;
+    serde_json::from_slice::<BTreeMap<String, Guid>>(&bytes).ok()?.remove(pool)
 }
 
 /// Whether there is a note that the set is in the repository, which has this id.

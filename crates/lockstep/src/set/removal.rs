@@ -22,6 +22,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::at_work;
 use super::journal::{self, RemovalJournal};
 use super::manifest::{Manifest, SetVolume};
+use super::notes;
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files::{self, reserve};
@@ -251,7 +252,8 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
 
 /// Finds where snapshots of sets are that are no longer on their datasets, by their old names: a `zfs rename` takes
 /// the snapshots along, and so does a `zpool import` under another name. A snapshot with the same GUID and another
-/// transaction group is a copy, and somebody else's. The snapshots of each pool are listed once.
+/// transaction group is a copy, and somebody else's. So is one in another pool that `zpool split` has made: that has
+/// another GUID than the set's. The snapshots of each pool are listed once.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -281,13 +283,24 @@ pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName,
         let facts = cx.zfs.snapshot_facts(&named)?;
         let identity = |facts: SnapshotFacts| (facts.guid, facts.createtxg);
         let there: BTreeMap<_, _> = facts.into_iter().map(identity).zip(named).collect();
+        let pool_guid = if there.is_empty() { None } else { cx.zfs.pool_guid(pool.as_str()) };
         for (snapshot, guid, createtxg) in gone {
+            let was = pool_was(cx, snapshot).filter(|_| snapshot.dataset.pool() != pool.as_str());
+            if was.is_some() && was != pool_guid {
+                continue;
+            }
             let found = there.get(&(*guid, *createtxg));
             let found = found.filter(|found| *found != snapshot && found.name == snapshot.name);
             renamed.extend(found.map(|found| (snapshot.clone(), found.clone())));
         }
     }
     Ok(renamed)
+}
+
+/// Returns the GUID that a snapshot's pool had when its set was taken, if it was noted.
+fn pool_was(cx: &Context, snapshot: &SnapshotName) -> Option<Guid> {
+    let set: SetId = snapshot.name.strip_prefix("lockstep-")?.parse().ok()?;
+    notes::pool_guid(cx, &set, snapshot.dataset.pool())
 }
 
 /// Returns the one among these that has this GUID and isn't a copy.

@@ -6,7 +6,8 @@
 //! clusters/NAME/lock               flock: one backup at a time
 //! clusters/NAME/reserve            reserved space for the journal of a removal
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and the
-//!                                  repositories that have or had it (shipped.REPOSITORY.json, pruned.REPOSITORY)
+//!                                  repositories that have or had it (shipped.REPOSITORY.json, pruned.REPOSITORY);
+//!                                  the GUIDs of its pools (pools.json)
 //! clusters/NAME/unfinished/ID      a backup that has begun: the datasets it may have snapshots on
 //! clusters/NAME/removals/ID        a removal that has begun: the set's snapshots
 //! clusters/NAME/bookmarks/ID       bookmarks that stand for a removed set's snapshots

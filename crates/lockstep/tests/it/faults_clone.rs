@@ -9,7 +9,7 @@ use crate::support::faults::{
 };
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
-use crate::support::lockstep::{LIMIT, Set, exit, json_of, toml_string};
+use crate::support::lockstep::{LIMIT, Lockstep, Set, exit, json_of, toml_string};
 use crate::support::pools::{destroy as destroy_dataset, patiently, zfs};
 use crate::support::workspace::processes_of;
 use rustix::process::Signal;
@@ -137,6 +137,9 @@ fn several_clones() {
             "{}",
             checked.describe()
         );
+        if older_first {
+            assert_not_gone_while_renamed(&fixture, &lockstep, second);
+        }
         lockstep.expect(exit::DONE, &["clone", "destroy", second]);
         assert_nothing_remains(&fixture, &[], "both clones destroyed");
     }
@@ -157,6 +160,20 @@ fn several_clones() {
     lockstep.expect(exit::DONE, &["clone", "destroy", "twice"]);
     lockstep.expect(exit::DONE, &["clone", "destroy", "once"]);
     assert_nothing_remains(&fixture, &[], "all clones destroyed");
+}
+
+/// Somebody has renamed one of a stopped clone's datasets: perhaps to keep it.
+fn assert_not_gone_while_renamed(fixture: &Fixture, lockstep: &Lockstep, clone: &str) {
+    let mut all = fixture.clones().into_iter().map(|found| found.name);
+    let dataset = all.find(|name| name.ends_with("tablespace-16384")).expect("a tablespace's");
+    let kept = format!("{}/kept", dataset.split('/').next().expect("a pool"));
+    patiently("zfs", &["rename", &dataset, &kept], || ()).expect("it is idle");
+    let refused = lockstep.expect(exit::FAILED, &["clone", "destroy", clone]);
+    let said = format!("\"{dataset}\" was renamed, and \"{kept}\" carries its mark");
+    assert_said(&refused, &[&said, "hint: ", "zfs inherit lockstep:restore"]);
+    let listed = lockstep.json(&["clone", "list"]);
+    assert_eq!(listed["clones"][0]["name"], clone, "{listed}");
+    patiently("zfs", &["rename", &kept, &dataset], || ()).expect("it is idle");
 }
 
 /// `zfs promote` of a clone's datasets takes along the snapshots of its set and of all older ones.

@@ -14,7 +14,7 @@ use crate::support::fixture::{Fixture, assert_clean};
 use crate::support::layout::{one_dataset, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
-use crate::support::lockstep::{LIMIT, Set, exit, json_of};
+use crate::support::lockstep::{LIMIT, Lockstep, Set, exit, json_of};
 use crate::support::pools::{destroy, patiently, property, release_and_destroy, try_zfs, zfs};
 use lockstep::set::manifest::Manifest;
 use rustix::process::Signal;
@@ -647,17 +647,44 @@ fn a_set_is_removed_wholly_after_its_dataset_was_renamed() {
     rename(&renamed, dataset);
 }
 
+/// Splits a disk off a pool and imports it in the pool's place: `zpool split` makes a pool of it that has the same
+/// snapshots, with the same GUIDs and transaction groups. `prune` takes it for somebody's copy.
+fn assert_a_copy_by_split_stays(fixture: &Fixture, lockstep: &Lockstep, set: &str) {
+    let pool = &fixture.pools[1];
+    let (image, other) = (&pool.image, pool.image.with_extension("other"));
+    let file = fs::File::create(&other).expect("it can be made");
+    file.set_len(image.metadata().expect("it is there").len()).expect("it is sparse");
+    let text = |path: &std::path::Path| path.to_str().expect("UTF-8").to_owned();
+    let (name, copy) = (&*pool.name, format!("{}-copy", pool.name));
+    must(&mut command("zpool", ["attach", name, &text(image), &text(&other)]));
+    wait_until("the new disk has everything", LIMIT, || {
+        let said = must(&mut command("zpool", ["status", name]));
+        !said.contains("in progress") && !said.contains("DEGRADED")
+    });
+    must(&mut command("zpool", ["split", name, &copy]));
+    patiently("zpool", &["export", name], || ()).expect("it is idle");
+    let (images, aside) = (text(image.parent().expect("a folder")), fixture.target("aside"));
+    must(&mut command("zpool", ["import", "-d", &images, "-R", &text(&aside), &copy]));
+    let pruned = lockstep.expect(exit::PROBLEMS, &["prune"]);
+    assert_said(&pruned, &[&format!("pool \"{name}\" isn't imported")]);
+    let left = zfs(&["list", "-H", "-t", "snapshot", "-o", "name", "-r", &copy]);
+    assert!(left.contains(&format!("@lockstep-{set}")), "{left}");
+    patiently("zpool", &["destroy", &copy], || ()).expect("it is idle");
+    fs::remove_file(&other).expect("nobody needs it any more");
+}
+
 /// `zpool import OLD NEW` takes all of a pool's snapshots along.
 #[test]
 fn a_set_is_removed_wholly_after_its_pool_was_imported_under_another_name() {
     let fixture = quiet("local = { last = 1 }");
     let lockstep = fixture.lockstep();
     let old = lockstep.backup("label");
+    let next = lockstep.backup("label");
     let pool = &fixture.pools[1];
     let images = pool.image.parent().expect("a folder").to_str().expect("UTF-8");
     let renamed = format!("{}-renamed", pool.name);
     fixture.cluster.stop(Stop::Fast);
-    patiently("zpool", &["export", &pool.name], || ()).expect("it is idle");
+    assert_a_copy_by_split_stays(&fixture, &lockstep, &old.id);
     must(&mut command("zpool", ["import", "-d", images, &pool.name, &renamed]));
     fixture.cluster.start();
     let newer = lockstep.backup("label");
@@ -665,7 +692,7 @@ fn a_set_is_removed_wholly_after_its_pool_was_imported_under_another_name() {
     let words = format!("pool \"{}\" was imported under another name", pool.name);
     assert!(checked.contains(&words) && checked.contains(&renamed), "{checked}");
     let planned = json_of(&lockstep.expect(exit::DONE, &["--json", "prune", "--dry-run"]));
-    assert_eq!(with_action(&told(&planned, 0), "remove"), [&*old.id], "{planned}");
+    assert_eq!(with_action(&told(&planned, 0), "remove"), [&*old.id, &*next.id], "{planned}");
     lockstep.expect(exit::DONE, &["prune"]);
     assert_eq!(lockstep.sets(), [&*newer.id]);
     assert_restorable(&fixture, &newer.id);
@@ -673,7 +700,8 @@ fn a_set_is_removed_wholly_after_its_pool_was_imported_under_another_name() {
     patiently("zpool", &["export", &renamed], || ()).expect("it is idle");
     must(&mut command("zpool", ["import", "-d", images, &renamed, &pool.name]));
     let left = fixture.snapshots();
-    assert!(!left.iter().any(|name| name.contains(&old.id)), "{left:?}");
+    let is_old = |name: &String| name.contains(&old.id) || name.contains(&next.id);
+    assert!(!left.iter().any(is_old), "{left:?}");
     // Back under its first name, it has the other's snapshots.
     lockstep.expect(exit::DONE, &["prune", "--local", "--set", &newer.id]);
     assert_eq!(fixture.snapshots(), [""; 0]);

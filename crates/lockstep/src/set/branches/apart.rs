@@ -11,6 +11,9 @@
 //! A set that was taken with a wrong clock looks like the same. Nobody may be told to remove the other sets then. The
 //! transaction groups of a pool only grow, whatever the clock says: they tell the order in which its snapshots were
 //! taken. Where they don't tell, the hint names no set to remove. Sets dated in the future don't count at all.
+//!
+//! But if a pool itself goes back (`zpool import -T`, a snapshot of a virtual machine's disks), its transaction groups
+//! do too: the first set after that looks like one taken earlier with a clock that was ahead, and is the good one.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -108,8 +111,9 @@ enum Cause {
     /// The snapshots of the later set are the younger ones: the cluster went back. These sets that were taken before it
     /// go further in the WAL than where it was begun, oldest first.
     WentBack(Vec<String>),
-    /// The clock was ahead when the later set was taken.
-    Ahead,
+    /// The clock was ahead when the later set was taken, or the pool went back before that: then these sets, oldest
+    /// first, are of what was given up.
+    Ahead(Vec<String>),
     /// The clock was behind when the earlier set was taken.
     Behind,
     /// Nobody knows.
@@ -186,8 +190,9 @@ fn cause(
     if !ahead.iter().all(|(_, it)| is_one_place(it)) {
         return Cause::Unknown;
     }
+    let names = || ahead.iter().map(|(set, _)| set.set.clone()).collect();
     if ahead.iter().all(|(_, it)| it.is_older(later.1) == Some(true)) {
-        return Cause::WentBack(ahead.iter().map(|(set, _)| set.set.clone()).collect());
+        return Cause::WentBack(names());
     }
     let is_comparable = |it: &Primary| it == later.1 || it.is_older(later.1).is_some();
     let pool: Vec<_> = all.iter().copied().filter(|(_, it)| is_comparable(it)).collect();
@@ -196,7 +201,7 @@ fn cause(
     }
     match (is_explained(&pool, earlier.1), is_explained(&pool, later.1)) {
         (true, false) => Cause::Behind,
-        (false, true) => Cause::Ahead,
+        (false, true) => Cause::Ahead(names()),
         _ => Cause::Unknown,
     }
 }
@@ -230,6 +235,15 @@ impl Apart {
         const PLACES: &str = "with --repository NAME and with --local";
         const ROLLED_BACK: &str = "were the cluster's datasets rolled back (`zfs rollback`), or their content replaced by an older state? Then remove the sets of what was given up: ";
         let lockstep = lockstep();
+        let sets =
+            |all: &[String]| all.iter().map(|set| format!(" --set {set}")).collect::<String>();
+        if let Cause::Ahead(given_up) = &self.cause {
+            return format!(
+                "was the clock ahead when set {0} was taken? `latest` and --target-time go by a set's date: remove it, once a newer backup is there: `{lockstep} prune --set {0}`, {PLACES}. Or did the pool itself go back to an older state (`zpool import -T`, a snapshot of its disks or of the machine)? Then {0} is the living one, and those of what was given up go: `{lockstep} prune{1}`, {PLACES}",
+                self.later.set,
+                sets(given_up)
+            );
+        }
         if let Some(wrong) = self.misdated() {
             return format!(
                 "is the clock right now? `latest` and --target-time go by a set's date, and this one's is wrong. Remove it, once a newer backup is there: `{lockstep} prune --set {wrong}`, {PLACES}"
@@ -241,7 +255,7 @@ impl Apart {
         );
         match &self.cause {
             Cause::WentBack(given_up) => {
-                let named: String = given_up.iter().map(|set| format!(" --set {set}")).collect();
+                let named = sets(given_up);
                 format!("{ROLLED_BACK}`{lockstep} prune{named}`, {PLACES}. Otherwise: {which}")
             }
             _ if self.is_one_place() => format!(
@@ -256,14 +270,17 @@ impl Apart {
     /// Returns the set that was certainly taken with a wrong clock.
     fn misdated(&self) -> Option<&str> {
         match self.cause {
-            Cause::Ahead => Some(&self.later.set),
             Cause::Behind => Some(&self.earlier.set),
-            Cause::WentBack(_) | Cause::Unknown => None,
+            Cause::Ahead(_) | Cause::WentBack(_) | Cause::Unknown => None,
         }
     }
 
     /// Returns a warning about a chosen set, if it may be the wrong one.
     pub(super) fn doubt(&self, chosen: &str) -> Option<String> {
+        if let Cause::Ahead(_) = self.cause {
+            let is_it = self.later.set == chosen;
+            return is_it.then(|| format!("its date may be wrong: {self}. {}", self.hint()));
+        }
         match self.misdated() {
             Some(wrong) => {
                 (wrong == chosen).then(|| format!("its date is wrong: {self}. {}", self.hint()))
@@ -286,10 +303,10 @@ impl fmt::Display for Apart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { timeline, earlier, later, .. } = self;
         match self.cause {
-            Cause::Ahead => {
+            Cause::Ahead(_) => {
                 return write!(
                     f,
-                    "the clock was wrong when set {} was taken: by its date it comes after set {}, which goes to {}, but it was begun at {}, and its snapshots are the older ones",
+                    "the clock was wrong when set {} was taken, or the pool went back before that: by its date it comes after set {}, which goes to {}, but it was begun at {}, and its snapshots are the older ones",
                     later.set, earlier.set, earlier.at, later.at
                 );
             }
@@ -414,8 +431,27 @@ mod tests {
         (0..sets.len()).filter(|at| is_named(&sets[*at])).collect()
     }
 
+    /// The disks of the machine went back to before the third set, and the fourth was taken soon after that.
     #[test]
-    fn only_the_set_of_a_wrong_clock_is_named() {
+    fn a_pool_that_went_back_is_asked_about() {
+        let sets = [
+            set(1, 1, 2, "/a"),
+            set(11, 3, 4, "/a"),
+            set(31, 6, 7, "/a"),
+            set(41, 8, 9, "/a"),
+            in_group(set(51, 4, 5, "/a"), 15),
+        ];
+        let found = branches(&sets);
+        let hint = found.apart(&sets[0]).unwrap().hint();
+        let (good, given_up) =
+            (&sets[4].set, format!("--set {} --set {}`", sets[2].set, sets[3].set));
+        assert!(hint.contains(&format!("Then {good} is the living one")), "{hint}");
+        assert!(hint.contains(&given_up), "{hint}");
+        assert!(found.doubt(&sets[4]).unwrap().starts_with("its date may be wrong: the clock"));
+    }
+
+    #[test]
+    fn the_set_of_a_wrong_clock_is_named_first() {
         // The second one is dated ahead of those that were taken after it.
         let mut sets = vec![
             set(1, 3, 4, "/a"),
@@ -425,11 +461,14 @@ mod tests {
         ];
         let found = branches(&sets);
         let words = found.apart(&sets[0]).unwrap().to_string();
-        let begin = format!("the clock was wrong when set {} was taken: ", sets[1].set);
+        let begin =
+            format!("the clock was wrong when set {} was taken, or the pool went", sets[1].set);
         assert!(words.starts_with(&begin), "{words}");
-        assert_eq!(named(&found, &sets), [1]);
+        let begin = format!("was the clock ahead when set {} was taken? ", sets[1].set);
+        let hint = |found: &Branches| found.apart(&sets[0]).unwrap().hint();
+        assert!(hint(&found).starts_with(&begin), "{}", hint(&found));
         assert_eq!(found.doubt(&sets[3]), None);
-        assert!(found.doubt(&sets[1]).unwrap().starts_with("its date is wrong: the clock"));
+        assert!(found.doubt(&sets[1]).unwrap().starts_with("its date may be wrong: the clock"));
         // As long as its date is in the future, that is what is reported of it.
         let before = "2026-11-23T19:40:00Z".parse().unwrap();
         let mut ahead = sets.clone();
@@ -439,8 +478,9 @@ mod tests {
         assert!(branches(&ahead).apart(&ahead[0]).is_none());
         assert!(Branches::of(sets.iter().map(Member::from), before).apart(&sets[0]).is_none());
         // More sets don't change what is named.
-        sets.push(set(51, 9, 10, "/a"));
-        assert_eq!(named(&branches(&sets), &sets), [1]);
+        let more = [&sets[..], &[set(51, 9, 10, "/a")]].concat();
+        assert!(hint(&branches(&more)).starts_with(&begin), "{}", hint(&branches(&more)));
+        sets.push(more[4].clone());
         // Nobody knows which of these two has the wrong date.
         assert_eq!(named(&branches(&sets[..3]), &sets[..3]), [0; 0]);
         // Nothing tells the order: the question about the clock comes first, and no set is named.

@@ -95,6 +95,27 @@ impl Zfs {
         }
     }
 
+    /// The same, also if the property came with a stream; inherited from the dataset above it doesn't count.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn was_given(
+        &self,
+        dataset: &DatasetName,
+        property: &str,
+        value: &str,
+    ) -> Result<Option<bool>> {
+        let args = ["get", "-Hp", "-o", "value,source", property, dataset.as_str()];
+        match self.run(args) {
+            Err(error) if said::is_absent(&error) => Ok(None),
+            other => {
+                let said = other?.stdout;
+                let (found, source) = said.trim_end().split_once('\t').unwrap_or_default();
+                Ok(Some(found == value && ["local", "received"].contains(&source)))
+            }
+        }
+    }
+
     /// Whether each of them carries the property as its own, whatever its value; false for an empty list.
     ///
     /// # Errors

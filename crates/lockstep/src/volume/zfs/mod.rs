@@ -182,8 +182,8 @@ pub struct Zfs {
     memory: known::Memory,
     /// The folders below which pools were imported, by pool.
     altroots: OnceLock<BTreeMap<String, PathBuf>>,
-    /// The pools that are suspended.
-    suspended: OnceLock<BTreeSet<String>>,
+    /// What `zpool list` says of the pools.
+    listed: OnceLock<suspended::Listed>,
     /// The lock files under which ZFS is changed, the newest last.
     locks: Mutex<Vec<Weak<File>>>,
 }
@@ -256,7 +256,7 @@ impl Zfs {
         let list = properties.join(",");
         args.push(&list);
         args.extend(of.iter().map(String::as_str));
-        parse::properties(&self.run(args)?.stdout)
+        parse::properties(&self.run(args)?.stdout, |property| properties.contains(&property))
     }
 
     /// The same, plus those of `optional` that this ZFS knows (pool version 23 has no `sync`).
@@ -341,6 +341,13 @@ impl Zfs {
     pub fn is_read_only(&self, pool: &str) -> bool {
         let said = Program::new("zpool").args(["list", "-H", "-o", "readonly", pool]).run();
         said.is_ok_and(|said| said.stdout.trim() == "on")
+    }
+
+    /// A pool's own GUID; `None` if it isn't imported. It stays with the pool under another name, but `zpool split` gives
+    /// the new pool another one.
+    #[must_use]
+    pub fn pool_guid(&self, pool: &str) -> Option<Guid> {
+        self.listed().guids.get(pool).copied()
     }
 
     /// Whether a pool has a feature switched off. A ZFS that doesn't know the feature can't say so.

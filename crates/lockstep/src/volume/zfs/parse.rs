@@ -3,20 +3,33 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
+use super::suspended::Listed;
 use super::{DatasetName, Made, Properties, Tagged};
 use crate::error::{Error, Result};
 
-/// Parses `zfs get -Hp -o name,property,value`: three columns between tabs. `-` means "not set".
-pub(super) fn properties(text: &str) -> Result<Properties> {
+/// Parses `zfs get -Hp -o name,property,value`, asked for certain properties: three columns between tabs. `-` means
+/// "not set".
+pub(super) fn properties(text: &str, is_asked: impl Fn(&str) -> bool) -> Result<Properties> {
     let mut all = Properties::new();
-    for line in text.lines() {
+    let mut last: Option<(&str, &str)> = None;
+    for line in text.split_terminator('\n') {
         let mut columns = line.splitn(3, '\t');
-        let (Some(name), Some(property), Some(value)) =
+        if let (Some(name), Some(property), Some(value)) =
             (columns.next(), columns.next(), columns.next())
-        else {
+            && is_asked(property)
+        {
+            all.entry(name.to_owned()).or_default().insert(property.to_owned(), value.to_owned());
+            last = Some((name, property));
+            continue;
+        }
+        // A mount point may contain line ends.
+        let Some((name, "mountpoint")) = last else {
             return Err(not_understood("zfs get", line));
         };
-        all.entry(name.to_owned()).or_default().insert(property.to_owned(), value.to_owned());
+        if let Some(value) = all.get_mut(name).and_then(|of| of.get_mut("mountpoint")) {
+            value.push('\n');
+            value.push_str(line);
+        }
     }
     Ok(all)
 }
@@ -129,10 +142,19 @@ pub(super) fn has_feature(text: &str) -> bool {
     text.split('\t').any(|word| ["enabled", "active"].contains(&word))
 }
 
-/// Parses `zpool list -H -o name,health`: the pools that are suspended.
-pub(super) fn suspended(text: &str) -> BTreeSet<String> {
-    let pools = text.lines().filter_map(|line| line.split_once('\t'));
-    pools.filter(|(_, health)| *health == "SUSPENDED").map(|(name, _)| name.to_owned()).collect()
+/// Parses `zpool list -H -o name,health,guid`.
+pub(super) fn pools(text: &str) -> Listed {
+    let mut listed = Listed::default();
+    for line in text.lines() {
+        let mut columns = line.split('\t');
+        let (Some(name), health) = (columns.next(), columns.next()) else { continue };
+        if health == Some("SUSPENDED") {
+            listed.suspended.insert(name.to_owned());
+        }
+        let guid = columns.next().and_then(|guid| guid.parse().ok());
+        listed.guids.extend(guid.map(|guid| (name.to_owned(), guid)));
+    }
+    listed
 }
 
 /// Returns what `zpool status` says of blocks that can't be read back, if there are any (`print_error_log` and
@@ -168,9 +190,20 @@ mod tests {
 
     #[test]
     fn tabs_separate_and_blanks_do_not() {
-        let all = properties("t/n:e.s t@x\tlockstep:label\tnight ly\nt\tguid\t17\n").unwrap();
+        let text = "t/n:e.s t@x\tlockstep:label\tnight ly\nt\tguid\t17\n";
+        let all = properties(text, |_| true).unwrap();
         assert_eq!(all["t/n:e.s t@x"]["lockstep:label"], "night ly");
         assert_eq!(number(&all["t"]["guid"], "guid").unwrap(), 17);
+    }
+
+    #[test]
+    fn a_mount_point_may_have_line_ends_and_tabs() {
+        let text = "t/a\tatime\toff\nt/a\tmountpoint\t/s\nx\ty\tz\n\nt/b\tatime\ton\nt/b\tmountpoint\t/t\n";
+        let is_asked = |property: &str| ["atime", "mountpoint"].contains(&property);
+        let all = properties(text, is_asked).unwrap();
+        assert_eq!(all["t/a"]["mountpoint"], "/s\nx\ty\tz\n");
+        assert_eq!((&*all["t/b"]["mountpoint"], &*all["t/b"]["atime"]), ("/t", "on"));
+        assert!(properties("t/a\tatime\toff\nx\n", is_asked).is_err());
     }
 
     #[test]
@@ -218,7 +251,7 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_is_shown() {
-        let error = properties("cannot open 'x': strange").unwrap_err();
+        let error = properties("cannot open 'x': strange", |_| true).unwrap_err();
         assert!(error.to_string().contains("strange"));
         assert!(number("12K", "used").unwrap_err().to_string().contains("12K"));
     }

@@ -74,8 +74,11 @@ fn openzfs_is_understood() {
     let (command, status) = (String::new(), ExitStatus::from_raw(256));
     let stderr = "cannot open 'sus/d': pool I/O is currently suspended\n".to_owned();
     assert!(is_suspended(&CommandError::Exit { command, status, stderr }));
-    let pools = parse::suspended("fast\tONLINE\nsus 1\tSUSPENDED\nSUSPENDED\tDEGRADED\n");
-    assert_eq!(pools, BTreeSet::from(["sus 1".to_owned()]));
+    let listed = "fast\tONLINE\t17\nsus 1\tSUSPENDED\t-\nSUSPENDED\tDEGRADED\t18\n";
+    let pools = parse::pools(listed);
+    assert_eq!(pools.suspended, BTreeSet::from(["sus 1".to_owned()]));
+    let guids = [("SUSPENDED".to_owned(), Guid::new(18)), ("fast".to_owned(), Guid::new(17))];
+    assert_eq!(pools.guids, guids.into());
     says(is_held_already, "hold-again");
     says(knows_no_property, "zfs-get-unknown-property zfs-list-bad-column");
     says(knows_no_command, "zfs-unknown-command");
@@ -121,7 +124,7 @@ fn zfs_fuse_is_understood() {
 #[test]
 fn properties_are_taken_apart() {
     for version in [OPENZFS, ZFS_FUSE] {
-        let all = parse::properties(&stdout(version, "zfs-get-recursive-no-t")).unwrap();
+        let all = parse::properties(&stdout(version, "zfs-get-recursive-no-t"), |_| true).unwrap();
         assert_eq!(all.len(), 4, "{version}");
         let guid = |dataset: &str| parse::number(&all[dataset]["guid"], "guid").unwrap();
         assert_ne!(guid("vmcapa/data"), guid("vmcapa/wal"));
@@ -130,15 +133,16 @@ fn properties_are_taken_apart() {
             parse::dataset(dataset).unwrap();
         }
         // From a command that asked for a fourth column.
-        let own = parse::properties(&stdout(version, "snapshot-get-user-properties")).unwrap();
+        let own =
+            parse::properties(&stdout(version, "snapshot-get-user-properties"), |_| true).unwrap();
         let own = &own["vmcapa/data@tagged"];
         assert_eq!(own["lockstep:label"], "two words\tlocal");
         assert_eq!(own["lockstep:absent"], "-\t-");
         // A value of several lines can't be told from several values, so Lockstep writes none.
-        let strange = parse::properties(&stdout(version, "snapshot-get-all")).unwrap();
+        let strange = parse::properties(&stdout(version, "snapshot-get-all"), |_| true).unwrap();
         assert_eq!(strange["vmcapa/data@tagged"]["lockstep:lines"], "one");
         assert_eq!(strange["two"]["three"], "local");
-        assert!(parse::properties("two\tthree\n").is_err());
+        assert!(parse::properties("two\tthree\n", |_| true).is_err());
     }
 }
 
@@ -186,7 +190,7 @@ fn clones_are_those_with_an_origin() {
         };
         let listed: String = listed.lines().map(name_and_origin).collect();
         assert_eq!(parse::clones(&listed).unwrap(), [], "{version}");
-        let all = parse::properties(&stdout(version, "clone-get")).unwrap();
+        let all = parse::properties(&stdout(version, "clone-get"), |_| true).unwrap();
         let origin = all["vmcapa/clone"]["origin"].trim_end_matches("\t-");
         let listed = format!("{listed}vmcapa/clone\t{origin}\n");
         assert_eq!(parse::clones(&listed).unwrap(), [("vmcapa/clone", "vmcapa/data@tagged")]);

@@ -5,11 +5,11 @@
 //! pool of a path is found in the list of mounts before the path is touched. `zpool list` and `zfs list` answer all
 //! the same.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use super::{Zfs, parse};
+use super::{Guid, Zfs, parse};
 use crate::error::Result;
 use crate::process::{Program, quote};
 use crate::refusal::Refusal;
@@ -25,6 +25,15 @@ pub struct Suspended {
     pub pool: String,
     /// The path without links, except those that are on the pool itself.
     pub path: PathBuf,
+}
+
+/// What is known of the pools that are imported.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Listed {
+    /// Those that are suspended.
+    pub(super) suspended: BTreeSet<String>,
+    /// Their GUIDs.
+    pub(super) guids: BTreeMap<String, Guid>,
 }
 
 /// Why the datasets of a pool can't be listed.
@@ -61,7 +70,7 @@ impl Zfs {
     #[must_use]
     pub fn suspended_at(&self, path: &Path) -> Option<Suspended> {
         // Asked for each path that is looked at: usually nothing is suspended, and that is known by now.
-        if self.suspended.get().is_some_and(BTreeSet::is_empty) {
+        if self.listed.get().is_some_and(|listed| listed.suspended.is_empty()) {
             return None;
         }
         let mounts = Mounts::read().ok()?;
@@ -100,13 +109,17 @@ impl Zfs {
     /// The suspended pools; `zpool` is asked once. If it can't be asked, there are none: a restore as files needs no
     /// ZFS.
     pub(crate) fn suspended(&self) -> &BTreeSet<String> {
-        self.suspended.get_or_init(|| {
-            let listed = Program::new("zpool").args(["list", "-H", "-o", "name,health"]).run();
+        &self.listed().suspended
+    }
+
+    pub(super) fn listed(&self) -> &Listed {
+        self.listed.get_or_init(|| {
+            let listed = Program::new("zpool").args(["list", "-H", "-o", "name,health,guid"]).run();
             match listed {
-                Ok(out) => parse::suspended(&out.stdout),
+                Ok(out) => parse::pools(&out.stdout),
                 Err(error) => {
                     tracing::debug!(%error, "can't tell whether a pool is suspended");
-                    BTreeSet::new()
+                    Listed::default()
                 }
             }
         })

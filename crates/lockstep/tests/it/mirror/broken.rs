@@ -383,6 +383,19 @@ fn a_dataset_that_is_not_mounted() {
     }
     let left = fs::read_dir(&folder).into_iter().flatten().count();
     assert_eq!(left, 0, "something was written below the mount point");
+    // Another dataset has its name and place by now: what is in it is somebody else's.
+    let (own, theirs) = (format!("{elsewhere}-own"), folder.join("theirs"));
+    let mountpoint = format!("mountpoint={}", folder.display());
+    patiently("zfs", &["rename", &elsewhere, &own], || ()).expect("it is idle");
+    zfs(&["create", "-o", &mountpoint, &elsewhere]);
+    fs::write(&theirs, "precious").expect("it can be written");
+    for words in ["start", "recreate"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        assert_said(&refused, &[&format!("\"{elsewhere}\" isn't this mirror's"), "zfs set"]);
+    }
+    assert_eq!(fs::read_to_string(&theirs).expect("it is there"), "precious");
+    patiently("zfs", &["destroy", &elsewhere], || ()).expect("it is idle");
+    patiently("zfs", &["rename", &own, &elsewhere], || ()).expect("it is idle");
     zfs(&["mount", &elsewhere]);
     // Under another name it is the mirror's all the same: its mark says so.
     let renamed = format!("{elsewhere}-renamed");
