@@ -123,6 +123,9 @@ impl CommandError {
             Self::Start { source, .. } if matches!(source.kind(), WouldBlock | OutOfMemory) => {
                 Some(strata::threads::LIMITS.into())
             }
+            Self::Start { source, .. } if lacks_files(source) => Some(
+                "raise the limit of this process (`ulimit -n`, LimitNOFILE of its systemd unit), or of the system (`sysctl fs.file-max`)".into(),
+            ),
             Self::Start { program, .. } => {
                 Some(format!("is \"{program}\" installed, and in the PATH of this user?"))
             }
@@ -144,6 +147,12 @@ impl CommandError {
             Self::Lost { .. } | Self::Exit { .. } => None,
         }
     }
+}
+
+/// Whether this process, or the system, may open no more files.
+fn lacks_files(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    matches!(Errno::from_io_error(error), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Matches the words of the system and of `zfs receive` (libzfs_sendrecv.c).
@@ -612,6 +621,9 @@ mod tests {
         let limited = rustix::io::Errno::AGAIN.into();
         let error = Program::new("lockstep-no-such-program").start_error(limited);
         assert!(error.hint().is_some_and(|hint| hint.contains("TasksMax")));
+        let limited = rustix::io::Errno::MFILE.into();
+        let error = Program::new("lockstep-no-such-program").start_error(limited);
+        assert!(error.hint().is_some_and(|hint| hint.contains("ulimit -n")));
     }
 
     #[test]
