@@ -67,6 +67,7 @@ set=$("$lockstep" --json --cluster main list | jq -r '.sets[-1].set')
 must "$lockstep" mirror create copy --from "host=/run/postgresql port=5433 user=postgres" --dataset sus/copy --directory /srv/copy --port 5509
 sed 's#^state_dir = .*#state_dir = "/srv/state"#' /etc/lockstep/lockstep.toml > /etc/lockstep/there.toml
 must "$lockstep" --config /etc/lockstep/there.toml --cluster second backup
+sed 's#^url = .*#url = "file:///srv/state/repository"#' /etc/lockstep/lockstep.toml > /etc/lockstep/far.toml
 
 # --- its disk is gone ----------------------------------------------------------------------------------------------------
 
@@ -95,6 +96,10 @@ expect_end "a clone of the other cluster" 0 "" "$lockstep" --cluster second clon
 expect_end "a backup of the other cluster" 0 "" "$lockstep" --cluster second backup
 for command in check list backup; do
   expect_end "$command with state_dir there" 4 "$words" "$lockstep" --config /etc/lockstep/there.toml --cluster second "$command"
+done
+for command in "init here" "list here" "key list here" "check here"; do
+  # shellcheck disable=SC2086  # words
+  expect_end "repo $command with the repository there" 4 "$words" "$lockstep" --config /etc/lockstep/far.toml --cluster main repo $command
 done
 expect_end "the state of a mirror" 3 "$words" "$lockstep" mirror status
 expect_end "the start of a mirror is refused" 4 "$words" "$lockstep" mirror start copy

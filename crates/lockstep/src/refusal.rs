@@ -82,6 +82,19 @@ pub enum Refusal {
         /// The part that it is inside of.
         part: PartKind,
     },
+    /// A dataset's mount point is inside a part, and it isn't mounted there: its files would be in no snapshot.
+    #[error(
+        "dataset \"{dataset}\" should be mounted at \"{}\", inside {part}, but isn't: its files are in no snapshot of that part",
+        point.display()
+    )]
+    NestedNotMounted {
+        /// The dataset.
+        dataset: String,
+        /// Its mount point.
+        point: PathBuf,
+        /// The part that this is inside of.
+        part: PartKind,
+    },
     /// A link in the data directory leads to something that isn't in any snapshot of the set.
     #[error(
         "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",

@@ -102,15 +102,24 @@ pub(crate) fn each_once<T: PartialEq>(all: Vec<T>) -> Vec<T> {
     })
 }
 
+/// Checks that a repository's folder can be touched.
+///
+/// # Errors
+/// [`crate::refusal::Refusal::PoolSuspended`] when it is on a suspended pool.
+pub fn reachable(cx: &Context, config: &RepositoryConfig) -> Result<()> {
+    match config.place() {
+        Ok(Place::Folder(folder)) => cx.zfs.reachable(&folder),
+        _ => Ok(()),
+    }
+}
+
 /// Opens the repository `name` for the cluster of `cx`.
 ///
 /// # Errors
 /// When there is none of that name, it was never created, or it can't be opened.
 pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     let config = config(cx, name)?;
-    if let Ok(Place::Folder(folder)) = config.place() {
-        cx.zfs.reachable(&folder)?;
-    }
+    reachable(cx, config)?;
     let store = store(config, name)?;
     let format = known::format(cx, &store.impatient(), name)?;
     let key = keys::open(&store, name, config, &format)?.map(|opened| opened.key.for_strata());

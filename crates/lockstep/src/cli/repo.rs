@@ -113,6 +113,7 @@ const KEEP: &str = "keep it with the copy of the key, elsewhere";
 
 fn init(cx: &Context, name: Option<&str>, json: bool, how: init::How<'_>) -> Result<Done> {
     each(cx, name, json, |name, config| {
+        repository::reachable(cx, config)?;
         let made = init::run(name, config, known::of(cx, name), how)?;
         known::note(cx, name, &made.id)?;
         if !made.is_new
@@ -202,6 +203,7 @@ fn key(cx: &Context, command: &KeyCommand, json: bool) -> Result<Done> {
     | KeyCommand::Remove { name, .. }) = command;
     let name = one(cx, name.as_deref())?;
     let config = repository::config(cx, &name)?;
+    repository::reachable(cx, config)?;
     let store = repository::store(config, &name)?;
     let format = known::format(cx, &store, &name)?;
     if format.encryption.is_none() {

@@ -93,10 +93,41 @@ pub fn discover(zfs: &Zfs, paths: &[PartPath]) -> Result<Layout> {
 /// [`Refusal::NotMounted`], or when ZFS can't be asked.
 pub fn check_mounted(zfs: &Zfs, layout: &Layout) -> Result<()> {
     let places = zfs.places()?;
-    match layout.parts.iter().find_map(|part| not_mounted(layout, part, &places)) {
+    if let Some(refusal) = layout.parts.iter().find_map(|part| not_mounted(layout, part, &places)) {
+        return Err(refusal.into());
+    }
+    let mounts = Mounts::read()?;
+    // One that is mounted is among the nested mounts; without its folder it was never mounted.
+    let is_missing = |dataset: &DatasetName, point: &Path| {
+        !mounts.iter().any(|mount| mount.is_of(dataset.as_str())) && point.is_dir()
+    };
+    let is_it = |(dataset, point): &&(DatasetName, PathBuf)| is_missing(dataset, point);
+    match places.iter().filter(is_it).find_map(|(dataset, point)| inside_of(layout, dataset, point))
+    {
         Some(refusal) => Err(refusal.into()),
         None => Ok(()),
     }
+}
+
+/// Refuses a dataset whose place is strictly inside a part, unless PostgreSQL doesn't need its files or another part is
+/// there. A pure function.
+fn inside_of(layout: &Layout, dataset: &DatasetName, point: &Path) -> Option<Refusal> {
+    if layout.parts.iter().any(|part| part.real_path.starts_with(point)) {
+        return None;
+    }
+    let holds = |part: &&Part| point.starts_with(&part.real_path) && !is_harmless(part, point);
+    let part = layout.parts.iter().find(holds)?;
+    Some(Refusal::NestedNotMounted {
+        dataset: dataset.to_string(),
+        point: point.to_path_buf(),
+        part: part.kind.clone(),
+    })
+}
+
+/// Whether PostgreSQL doesn't need what is at this place in a part.
+fn is_harmless(part: &Part, point: &Path) -> bool {
+    let is_in = |name: &&str| point.starts_with(part.real_path.join(name));
+    part.kind == PartKind::Data && HARMLESS.iter().any(is_in)
 }
 
 /// Finds a dataset that would be mounted on the path to the part, below what is mounted. It doesn't matter whether it
@@ -159,10 +190,29 @@ fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
     Ok(())
 }
 
-/// Mounts strictly inside a part that hold no other part.
+/// Mounts strictly inside a part that hold no other part. A server may see the part at another place, where the same
+/// dataset is mounted too (a bind mount doesn't have what is mounted below the original).
 fn add_nested(mounts: &Mounts, layout: &mut Layout) {
     let mut found = Vec::new();
     for part in &layout.parts {
+        for elsewhere in mounts.other_places(&part.real_path) {
+            for mount in mounts.below(&elsewhere) {
+                let Ok(inside) = mount.point.strip_prefix(&elsewhere) else { continue };
+                let here = part.real_path.join(inside);
+                let is_part = layout.parts.iter().any(|other| other.real_path.starts_with(&here));
+                if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount)
+                {
+                    continue;
+                }
+                let nested = NestedMount {
+                    point: mount.point.clone(),
+                    source: mount.source.clone(),
+                    part: part.kind.clone(),
+                    harmless: is_harmless(part, &here),
+                };
+                found.push((part.volume, nested));
+            }
+        }
         for mount in mounts.below(&part.real_path) {
             let is_part = layout.parts.iter().any(|other| {
                 mounts.holding(&other.real_path).is_some_and(|holds| holds.id == mount.id)
@@ -170,13 +220,11 @@ fn add_nested(mounts: &Mounts, layout: &mut Layout) {
             if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount) {
                 continue;
             }
-            let harmless = part.kind == PartKind::Data
-                && HARMLESS.iter().any(|name| mount.point.starts_with(part.real_path.join(name)));
             let nested = NestedMount {
                 point: mount.point.clone(),
                 source: mount.source.clone(),
                 part: part.kind.clone(),
-                harmless,
+                harmless: is_harmless(part, &mount.point),
             };
             found.push((part.volume, nested));
         }
@@ -217,6 +265,37 @@ fn add_foreign(mounts: &Mounts, layout: &mut Layout) -> Result<()> {
 mod tests {
     use super::*;
     use crate::plan::layout::tests::{layout, tablespace};
+
+    #[test]
+    fn a_dataset_whose_place_is_inside_a_part_has_to_be_mounted() {
+        let mut all = layout(&[(PartKind::Data, "t/d"), (PartKind::Wal, "t/w")]);
+        all.parts[0].real_path = "/t/d".into();
+        all.parts[1].real_path = "/t/d/pg_wal".into();
+        let dataset = DatasetName::new("u/x").unwrap();
+        let found = |point: &str| inside_of(&all, &dataset, Path::new(point));
+        for point in ["/t/d/base/5", "/t/d/pg_wal/archive_status"] {
+            assert!(found(point).unwrap().to_string().contains(point));
+        }
+        for point in ["/t/d", "/t", "/t/d/pg_wal", "/t/d/log/x", "/t/d/pg_replslot", "/t/data"] {
+            assert_eq!(found(point), None, "{point}");
+        }
+    }
+
+    #[test]
+    fn what_is_mounted_where_the_dataset_is_mounted_a_second_time_counts() {
+        let mounts = b"1 0 8:1 / / rw - ext4 /dev/vda rw\n\
+            2 1 0:40 / /t rw - zfs t/d rw\n3 2 0:41 / /t/data/base/5 rw - zfs t/x rw\n\
+            4 2 0:42 / /t/data/pg_wal rw - zfs t/w rw\n5 2 0:43 / /t/data/log rw - zfs t/l rw\n\
+            6 1 0:40 / /alias rw - zfs t/d rw\n7 6 0:42 / /alias/data/pg_wal rw - zfs t/w rw\n";
+        let mut all = layout(&[(PartKind::Data, "t/d"), (PartKind::Wal, "t/w")]);
+        all.parts[0].real_path = "/alias/data".into();
+        all.parts[1].real_path = "/alias/data/pg_wal".into();
+        add_nested(&Mounts::parse(mounts), &mut all);
+        let nested = &all.volumes[0].nested;
+        let found: Vec<_> = nested.iter().map(|it| (it.source.as_str(), it.harmless)).collect();
+        assert_eq!(found, [("t/x", false), ("t/l", true)]);
+        assert_eq!(all.volumes[1].nested, []);
+    }
 
     #[test]
     fn a_dataset_whose_place_is_on_the_way_has_to_be_the_part_s() {

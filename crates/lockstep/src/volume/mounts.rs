@@ -101,6 +101,17 @@ impl Mounts {
         self.0.iter().filter(move |mount| mount.point.starts_with(path) && mount.point != path)
     }
 
+    /// Where else a path is, because its file system is mounted more than once.
+    #[must_use]
+    pub fn other_places(&self, path: &Path) -> Vec<PathBuf> {
+        let Some(at) = self.holding(path) else { return Vec::new() };
+        let inside = Path::new("/").join(inside(at, path));
+        let others = self.0.iter().filter(|other| other.id != at.id && other.device == at.device);
+        let places = others
+            .filter_map(|other| Some(other.point.join(inside.strip_prefix(&other.root).ok()?)));
+        places.collect()
+    }
+
     /// All of them.
     pub fn iter(&self) -> impl Iterator<Item = &Mount> {
         self.0.iter()

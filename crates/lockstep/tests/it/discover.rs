@@ -46,6 +46,12 @@ fn what_cannot_be_frozen_is_refused_by_name() {
         "{}",
         refused.describe()
     );
+    // Nor are they in it while that dataset isn't mounted.
+    zfs(&["unmount", &nested]);
+    let refused = lockstep.expect(exit::REFUSED, &["backup"]);
+    let said = format!("\"{nested}\" should be mounted at");
+    assert!(refused.stderr.contains(&said), "{}", refused.describe());
+    zfs(&["mount", &nested]);
     // If PostgreSQL doesn't need the files after a restore, it is a warning.
     let logs = fixture.cluster.data.join("log");
     zfs(&["set", &format!("mountpoint={}", logs.display()), &nested]);

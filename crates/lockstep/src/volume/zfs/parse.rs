@@ -1,6 +1,6 @@
 //! Parses the output of `zfs -H`. Errors quote verbatim what isn't understood.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::suspended::Listed;

@@ -5,7 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 
-use super::super::{Tagged, parse};
+use super::super::{Guid, Tagged, parse};
 use super::*;
 
 const OPENZFS: &str = "openzfs-2.1.11";
