@@ -35,7 +35,8 @@ impl Attempt<'_> {
     ///
     /// # Errors
     /// [`Refusal::LayoutChanged`] when one may lose something; [`Refusal::WalRecycledBeforeFreeze`] when the WAL was
-    /// gone before it was read, [`Refusal::TimelineChanged`], and [`Refusal::WalDamaged`] when it can't be read as far as the set needs it.
+    /// gone before it was read, [`Refusal::TimelineChanged`], and [`Refusal::WalDamaged`] when it can't be read as far
+    /// as the set needs it.
     pub(super) fn check_copies(&mut self) -> Result<()> {
         let is_standby = self.is_standby();
         match self.plan.strategy {

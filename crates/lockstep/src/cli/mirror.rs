@@ -150,10 +150,8 @@ impl Mirror {
                 // The table is removed together with the mirror.
                 let table = config.clusters.get(name.as_str());
                 let stored = table.map(|table| table.repositories.join(", ")).unwrap_or_default();
-                let gone = {
-                    let also = destroy::Also { with_sets: *with_sets, is_lost: *lost };
-                    destroy::run(&home, config, &name, also)?
-                };
+                let also = destroy::Also { with_sets: *with_sets, is_lost: *lost };
+                let gone = destroy::run(&home, config, &name, also)?;
                 if !stored.is_empty() {
                     eprintln!(
                         "what it shipped to {stored} stays there, below clusters/{name}: a cluster of this name finds it again"

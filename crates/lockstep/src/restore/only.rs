@@ -7,7 +7,7 @@
 //!
 //! What could go wrong: a name that leads to the wrong database. Names are read from the set's own pg_database; if
 //! several databases have or had a name, all of them are restored. And recovery may copy the holes of one database over
-//! another one: see [`copied`].
+//! another one (`only/copied.rs`).
 
 mod copied;
 

@@ -24,6 +24,9 @@ pub(super) fn sweep(cx: &Context) -> Result<()> {
     // manifest.
     let listed: Vec<_> =
         listed.collect::<std::io::Result<_>>().map_err(Error::io("list", &folder))?;
+    if listed.is_empty() {
+        return Ok(());
+    }
     let (sets, damaged) = cx.state.sets()?;
     if !damaged.is_empty() {
         return Ok(());

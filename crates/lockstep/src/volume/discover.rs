@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::mounts::{Mounts, inside};
+use super::mounts::{Mount, Mounts, inside};
 use super::zfs::{DatasetName, Zfs};
 use crate::error::{Error, Result};
 use crate::plan::layout::{Layout, NestedMount, Part, PartKind, Reserved, Volume};
@@ -194,39 +194,34 @@ fn add_properties(zfs: &Zfs, layout: &mut Layout) -> Result<()> {
 /// dataset is mounted too (a bind mount doesn't have what is mounted below the original).
 fn add_nested(mounts: &Mounts, layout: &mut Layout) {
     let mut found = Vec::new();
+    let is_seen =
+        |mount: &Mount| !mount.is_looked_into() && mounts.holding(&mount.point) == Some(mount);
     for part in &layout.parts {
-        for elsewhere in mounts.other_places(&part.real_path) {
-            for mount in mounts.below(&elsewhere) {
-                let Ok(inside) = mount.point.strip_prefix(&elsewhere) else { continue };
-                let here = part.real_path.join(inside);
-                let is_part = layout.parts.iter().any(|other| other.real_path.starts_with(&here));
-                if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount)
-                {
-                    continue;
-                }
-                let nested = NestedMount {
-                    point: mount.point.clone(),
-                    source: mount.source.clone(),
-                    part: part.kind.clone(),
-                    harmless: is_harmless(part, &here),
-                };
-                found.push((part.volume, nested));
-            }
-        }
-        for mount in mounts.below(&part.real_path) {
-            let is_part = layout.parts.iter().any(|other| {
-                mounts.holding(&other.real_path).is_some_and(|holds| holds.id == mount.id)
-            });
-            if is_part || mount.is_looked_into() || mounts.holding(&mount.point) != Some(mount) {
-                continue;
-            }
+        let mut add = |mount: &Mount, here: &Path| {
             let nested = NestedMount {
                 point: mount.point.clone(),
                 source: mount.source.clone(),
                 part: part.kind.clone(),
-                harmless: is_harmless(part, &mount.point),
+                harmless: is_harmless(part, here),
             };
             found.push((part.volume, nested));
+        };
+        for mount in mounts.below(&part.real_path).filter(|mount| is_seen(mount)) {
+            let is_part = layout.parts.iter().any(|other| {
+                mounts.holding(&other.real_path).is_some_and(|holds| holds.id == mount.id)
+            });
+            if !is_part {
+                add(mount, &mount.point);
+            }
+        }
+        for elsewhere in mounts.other_places(&part.real_path) {
+            for mount in mounts.below(&elsewhere).filter(|mount| is_seen(mount)) {
+                let Ok(inside) = mount.point.strip_prefix(&elsewhere) else { continue };
+                let here = part.real_path.join(inside);
+                if !layout.parts.iter().any(|other| other.real_path.starts_with(&here)) {
+                    add(mount, &here);
+                }
+            }
         }
     }
     for (volume, nested) in found {

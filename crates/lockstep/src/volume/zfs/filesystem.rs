@@ -88,11 +88,7 @@ impl Zfs {
         property: &str,
         value: &str,
     ) -> Result<Option<bool>> {
-        let args = ["get", "-Hp", "-o", "value,source", property, dataset.as_str()];
-        match self.run(args) {
-            Err(error) if said::is_absent(&error) => Ok(None),
-            other => Ok(Some(other?.stdout.trim_end() == format!("{value}\tlocal"))),
-        }
+        Ok(self.sourced(dataset, property)?.map(|own| own == (value.into(), "local".into())))
     }
 
     /// The same, also if the property came with a stream; inherited from the dataset above it doesn't count.
@@ -105,13 +101,20 @@ impl Zfs {
         property: &str,
         value: &str,
     ) -> Result<Option<bool>> {
+        Ok(self.sourced(dataset, property)?.map(|(found, source)| {
+            found == value && ["local", "received"].contains(&source.as_str())
+        }))
+    }
+
+    /// A property's value, and where it comes from; `None` if the dataset is gone.
+    fn sourced(&self, dataset: &DatasetName, property: &str) -> Result<Option<(String, String)>> {
         let args = ["get", "-Hp", "-o", "value,source", property, dataset.as_str()];
         match self.run(args) {
             Err(error) if said::is_absent(&error) => Ok(None),
             other => {
                 let said = other?.stdout;
-                let (found, source) = said.trim_end().split_once('\t').unwrap_or_default();
-                Ok(Some(found == value && ["local", "received"].contains(&source)))
+                let (value, source) = said.trim_end().rsplit_once('\t').unwrap_or_default();
+                Ok(Some((value.to_owned(), source.to_owned())))
             }
         }
     }
