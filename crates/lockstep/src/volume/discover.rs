@@ -97,13 +97,14 @@ pub fn check_mounted(zfs: &Zfs, layout: &Layout) -> Result<()> {
         return Err(refusal.into());
     }
     let mounts = Mounts::read()?;
-    // One that is mounted is among the nested mounts; without its folder it was never mounted.
-    let is_missing = |dataset: &DatasetName, point: &Path| {
-        !mounts.iter().any(|mount| mount.is_of(dataset.as_str())) && point.is_dir()
+    // One that is mounted is among the nested mounts; without its folder it was never mounted. A place outside of the
+    // parts may be on a suspended pool, so it isn't looked at.
+    let missing = |(dataset, point): &(DatasetName, PathBuf)| {
+        let refusal = inside_of(layout, dataset, point)?;
+        let is_mounted = mounts.iter().any(|mount| mount.is_of(dataset.as_str()));
+        (!is_mounted && point.is_dir()).then_some(refusal)
     };
-    let is_it = |(dataset, point): &&(DatasetName, PathBuf)| is_missing(dataset, point);
-    match places.iter().filter(is_it).find_map(|(dataset, point)| inside_of(layout, dataset, point))
-    {
+    match places.iter().find_map(missing) {
         Some(refusal) => Err(refusal.into()),
         None => Ok(()),
     }

@@ -104,7 +104,7 @@ pub fn unhealthy(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep
     fs::create_dir_all(&bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
     let script = format!(
         "#!/bin/sh\nPATH=${{PATH#*:}}\nzpool \"$@\" | case \"$*\" in\n\
-         'list -H -o name,health') sed 's/^{pool}\\t.*/{pool}\\tSUSPENDED/';;\n*) cat;;\nesac\n"
+         'list -H -o name,health,guid') sed 's/^{pool}\\t[^\\t]*/{pool}\\tSUSPENDED/';;\n*) cat;;\nesac\n"
     );
     put_script(&bin, "zpool", &script);
     with_first(&bin, lockstep)
