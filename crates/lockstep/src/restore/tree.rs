@@ -247,9 +247,9 @@ fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<
     Ok(Some(control.with_checkpoint_unusable()))
 }
 
-/// Between a promotion and the checkpoint after it, a primary's pg_control has a minRecoveryPoint: the record that ended
-/// recovery (CreateEndOfRecoveryRecord in xlog.c). An `atomic` set of that time has newer pages. Crash recovery doesn't
-/// look at it, and continues to the end of the WAL; but with recovery.signal PostgreSQL would call the cluster
+/// Between a promotion and the checkpoint after it, a primary's pg_control has a minRecoveryPoint: the record that
+/// ended recovery (CreateEndOfRecoveryRecord in xlog.c). An `atomic` set of that time has newer pages. Crash recovery
+/// doesn't look at it, and continues to the end of the WAL; but with recovery.signal PostgreSQL would call the cluster
 /// consistent there, and end recovery at a target behind it (InitWalRecovery in xlogrecovery.c). Without the position,
 /// crash recovery comes first, as for every other set of this strategy. The timeline stays: it is the newest.
 fn without_end_of_promotion(manifest: &Manifest, control: &ControlFile) -> Option<Vec<u8>> {

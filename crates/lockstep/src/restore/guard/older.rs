@@ -93,7 +93,8 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>, there: &BTreeSet<DatasetNam
     holds(&placement.wal, "pg_wal", |name| is_of_wal(name, segment_size))
 }
 
-/// Returns the existing dataset of pg_wal if no restore has made it: of the same name, it may be somebody else's by now.
+/// Returns the existing dataset of pg_wal if no restore has made it: of the same name, it may be somebody else's by
+/// now.
 fn unmarked(
     cx: &Context,
     placement: &Placement,

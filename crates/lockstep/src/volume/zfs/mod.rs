@@ -343,8 +343,8 @@ impl Zfs {
         said.is_ok_and(|said| said.stdout.trim() == "on")
     }
 
-    /// A pool's own GUID; `None` if it isn't imported. It stays with the pool under another name, but `zpool split` gives
-    /// the new pool another one.
+    /// A pool's own GUID; `None` if it isn't imported. It stays with the pool under another name, but `zpool split`
+    /// gives the new pool another one.
     #[must_use]
     pub fn pool_guid(&self, pool: &str) -> Option<Guid> {
         self.listed().guids.get(pool).copied()
