@@ -284,8 +284,7 @@ fn take_up(cx: &Context, there: &There) -> Result<()> {
     for (repository, shipped_at) in &there.at {
         notes::note_shipped(cx, &set.set, &repository.name, &repository.id, *shipped_at)?;
     }
-    let pools = set.volumes.iter().map(|volume| volume.pool.as_str()).collect();
-    notes::note_pools(cx, &set.set, &pools);
+    notes::note_pools(cx, set);
     cx.state.publish(set)?;
     steps::reached("adopt.published")
 }

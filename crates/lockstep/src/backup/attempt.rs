@@ -148,8 +148,7 @@ impl<'a> Attempt<'a> {
         if self.plan.strategy == Strategy::Cold {
             self.check_own_wal(&manifest)?;
         }
-        let pools = manifest.volumes.iter().map(|volume| volume.pool.as_str()).collect();
-        notes::note_pools(self.cx, &self.set, &pools);
+        notes::note_pools(self.cx, &manifest);
         steps::reached("backup.manifest")?;
         self.cx.state.publish(&manifest)?;
         steps::reached("backup.published").or_else(after_the_manifest)?;

@@ -195,17 +195,17 @@ pub fn copy_owned(from: &Path, to: &Path, mode: u32, owner: Option<Credentials>)
 pub fn copy_with_holes(from: &Path, to: &Path) -> Result<()> {
     let mut source = open_itself(from).map_err(Error::io("read", from))?;
     let file = Place::find(to)?.create()?;
-    let mut block = Vec::with_capacity(HOLE);
+    let mut block = vec![0; HOLE];
     let mut copy = || -> std::io::Result<()> {
         let mut size = 0;
         loop {
-            block.clear();
-            let read = Read::take(&mut source, HOLE as u64).read_to_end(&mut block)?;
-            if read == 0 {
+            let read = super::fill(&mut source, &mut block)?;
+            let found = &block[..read];
+            if found.is_empty() {
                 return file.set_len(size);
             }
-            if block.iter().any(|byte| *byte != 0) {
-                file.write_all_at(&block, size)?;
+            if found.iter().any(|byte| *byte != 0) {
+                file.write_all_at(found, size)?;
             }
             size += read as u64;
         }

@@ -8,12 +8,12 @@
 //! old name counts too, if the id is the same. But a copy of a repository has the same id: what is noted under a name
 //! that the cluster still uses belongs to the repository of that name only.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::manifest::json;
+use super::manifest::{Manifest, json};
 use super::state::State;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -90,12 +90,12 @@ const POOLS: &str = "pools.json";
 
 /// Notes the GUIDs of the pools that a set is in, by their names: what `zpool split` makes of one has another. Nothing
 /// else depends on it.
-pub(crate) fn note_pools(cx: &Context, set: &SetId, pools: &BTreeSet<&str>) {
+pub(crate) fn note_pools(cx: &Context, manifest: &Manifest) {
+    let set = &manifest.set;
+    let pools = manifest.volumes.iter().map(|volume| volume.pool.as_str());
+    let guids: BTreeMap<_, _> =
+        pools.filter_map(|pool| Some((pool, cx.zfs.pool_guid(pool)?))).collect();
     let noted = (|| {
-        let mut guids = BTreeMap::new();
-        for pool in pools {
-            guids.extend(cx.zfs.pool_guid(pool).map(|guid| (*pool, guid)));
-        }
         let bytes = serde_json::to_vec(&guids).map_err(json("write a note"))?;
         files::publish(&cx.state.set_directory(set).join(POOLS), &bytes)
     })();

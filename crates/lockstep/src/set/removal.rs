@@ -283,24 +283,24 @@ pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName,
         let facts = cx.zfs.snapshot_facts(&named)?;
         let identity = |facts: SnapshotFacts| (facts.guid, facts.createtxg);
         let there: BTreeMap<_, _> = facts.into_iter().map(identity).zip(named).collect();
-        let pool_guid = if there.is_empty() { None } else { cx.zfs.pool_guid(pool.as_str()) };
         for (snapshot, guid, createtxg) in gone {
-            let was = pool_was(cx, snapshot).filter(|_| snapshot.dataset.pool() != pool.as_str());
-            if was.is_some() && was != pool_guid {
-                continue;
-            }
             let found = there.get(&(*guid, *createtxg));
             let found = found.filter(|found| *found != snapshot && found.name == snapshot.name);
+            let found = found.filter(|_| !is_split_off(cx, snapshot, pool.as_str()));
             renamed.extend(found.map(|found| (snapshot.clone(), found.clone())));
         }
     }
     Ok(renamed)
 }
 
-/// Returns the GUID that a snapshot's pool had when its set was taken, if it was noted.
-fn pool_was(cx: &Context, snapshot: &SnapshotName) -> Option<Guid> {
-    let set: SetId = snapshot.name.strip_prefix("lockstep-")?.parse().ok()?;
-    notes::pool_guid(cx, &set, snapshot.dataset.pool())
+/// Whether another pool isn't the one, under another name, that a snapshot's set was taken on. If that one's GUID wasn't
+/// noted, nobody knows.
+fn is_split_off(cx: &Context, snapshot: &SnapshotName, pool: &str) -> bool {
+    let was = || {
+        let set: SetId = snapshot.name.strip_prefix("lockstep-")?.parse().ok()?;
+        notes::pool_guid(cx, &set, snapshot.dataset.pool())
+    };
+    snapshot.dataset.pool() != pool && was().is_some_and(|was| cx.zfs.pool_guid(pool) != Some(was))
 }
 
 /// Returns the one among these that has this GUID and isn't a copy.

@@ -24,12 +24,7 @@ use std::time::{Duration, Instant};
 /// A cluster with a row in each tablespace. Only the tests write to it.
 fn quiet(layout: Layout) -> Fixture {
     let fixture = Fixture::new(layout.setting("autovacuum", "off"));
-    fixture.cluster.execute(&[
-        "CREATE TABLE one (n int) TABLESPACE ts1",
-        "CREATE TABLE two (n int) TABLESPACE ts2",
-        "INSERT INTO one VALUES (1)",
-        "INSERT INTO two VALUES (2)",
-    ]);
+    fixture.row_in_each_tablespace();
     fixture
 }
 

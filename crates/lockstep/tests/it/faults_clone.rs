@@ -20,12 +20,7 @@ fn quiet() -> Fixture {
     // What a checkpoint or a vacuum writes would look like damage done by a clone.
     let layout = two_pools_four_datasets().archive().setting("autovacuum", "off");
     let fixture = Fixture::new(layout.setting("checkpoint_timeout", "1h"));
-    fixture.cluster.execute(&[
-        "CREATE TABLE one (n int) TABLESPACE ts1",
-        "CREATE TABLE two (n int) TABLESPACE ts2",
-        "INSERT INTO one VALUES (1)",
-        "INSERT INTO two VALUES (2)",
-    ]);
+    fixture.row_in_each_tablespace();
     fixture
 }
 

@@ -23,12 +23,7 @@ use std::time::Duration;
 /// A cluster with a row in each tablespace, and a set of it.
 fn with_set(strategy: &str) -> (Fixture, String) {
     let fixture = Fixture::new(two_pools_four_datasets().archive().setting("autovacuum", "off"));
-    fixture.cluster.execute(&[
-        "CREATE TABLE one (n int) TABLESPACE ts1",
-        "CREATE TABLE two (n int) TABLESPACE ts2",
-        "INSERT INTO one VALUES (1)",
-        "INSERT INTO two VALUES (2)",
-    ]);
+    fixture.row_in_each_tablespace();
     let set = fixture.lockstep().backup(strategy).id;
     (fixture, set)
 }

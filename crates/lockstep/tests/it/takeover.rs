@@ -23,12 +23,7 @@ fn text(path: &Path) -> &str {
 /// A cluster with a row, and a repository.
 fn prepare(layout: Layout) -> (Fixture, Lockstep) {
     let fixture = Fixture::new(layout);
-    fixture.cluster.execute(&[
-        "CREATE TABLE one (n int) TABLESPACE ts1",
-        "CREATE TABLE two (n int) TABLESPACE ts2",
-        "INSERT INTO one VALUES (1)",
-        "INSERT INTO two VALUES (2)",
-    ]);
+    fixture.row_in_each_tablespace();
     let lockstep = with_repository(&fixture);
     (fixture, lockstep)
 }

@@ -215,6 +215,17 @@ impl Fixture {
         self.mnt().join(&found.unwrap_or_else(|| panic!("no tablespace {name:?} in this layout")).1)
     }
 
+    /// The tables `one` and `two`, with 1 and 2, in the tablespaces ts1 and ts2.
+    #[track_caller]
+    pub fn row_in_each_tablespace(&self) {
+        self.cluster.execute(&[
+            "CREATE TABLE one (n int) TABLESPACE ts1",
+            "CREATE TABLE two (n int) TABLESPACE ts2",
+            "INSERT INTO one VALUES (1)",
+            "INSERT INTO two VALUES (2)",
+        ]);
+    }
+
     /// pgbench's tables, heaps in the first tablespace and indexes in the last.
     #[track_caller]
     pub fn pgbench_tables(&self, scale: u32) {
