@@ -194,17 +194,23 @@ fn fetch(client: &mut Client, name: &str, identity: WalIdentity, to: &Path) -> R
     file.sync_all().map_err(Error::io("sync", &path))
 }
 
-/// Checks that the primary's archiver has stored the segment: it works in order, so the same or a later segment on
-/// the same timeline is proof.
+/// Checks that the primary's archiver has stored the segment.
 fn is_archived(client: &mut Client, name: &str) -> Result<bool> {
     let row = client
         .query_one("SELECT last_archived_wal FROM pg_stat_archiver", &[])
         .map_err(|e| Error::sql("cannot ask the primary what is archived", e))?;
     let last: Option<&str> = column(&row, 0)?;
-    // A history or backup file may be the last one: its name is longer or has another form.
-    Ok(last.is_some_and(|last| {
-        last.get(..8) == name.get(..8) && last.get(..24).is_some_and(|last| last >= name)
-    }))
+    Ok(last.is_some_and(|last| proves(last, name)))
+}
+
+/// Whether an archive whose newest file is `last` has the segment `name`: it is filled in order (pgarch.c), so the same
+/// or a later segment on the same timeline is proof. A history or backup file may be the last one: its name has another
+/// form, or is longer. `NAME.partial` is the last part of a timeline, of which nobody archives the whole (xlog.c,
+/// `CleanupAfterArchiveRecovery`).
+fn proves(last: &str, name: &str) -> bool {
+    let same_timeline = last.get(..8).is_some_and(|timeline| Some(timeline) == name.get(..8));
+    let whole = !last.ends_with(".partial");
+    same_timeline && last.get(..24).is_some_and(|last| last > name || (last == name && whole))
 }
 
 /// Returns the segments that `pg_wal` doesn't have.
@@ -220,4 +226,28 @@ pub(super) fn missing(
         .collect();
     let gone = |segment: &&WalSegment| !there.contains(&segment.file_name(identity.segment_size));
     needed.iter().filter(gone).copied().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::proves;
+
+    #[test]
+    fn an_archive_has_what_comes_before_its_newest_segment_and_no_partial_one() {
+        let name = "0000000100000000000000A0";
+        for last in [name, "0000000100000000000000A1", "0000000100000000000000A0.00000028.backup"] {
+            assert!(proves(last, name), "{last}");
+        }
+        assert!(proves("0000000100000000000000A1.partial", name));
+        let no_proof = [
+            "00000001000000000000009F",
+            "0000000100000000000000A0.partial",
+            "00000001.history",
+            "0000000200000000000000A1",
+            "",
+        ];
+        for last in no_proof {
+            assert!(!proves(last, name), "{last}");
+        }
+    }
 }

@@ -161,7 +161,7 @@ pub fn assert_nothing_remains(fixture: &Fixture, allowed: &[&str], after: &str) 
 /// Waits until the killed program's session is gone, without another start of the program.
 #[track_caller]
 pub fn wait_for_no_session(fixture: &Fixture) {
-    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'lockstep'";
+    let sessions = "SELECT count(*) FROM pg_stat_activity WHERE application_name IN ('lockstep', 'lockstep slot')";
     wait_until("the program's session is gone", MOMENT, || {
         fixture.cluster.value("postgres", sessions) == "0"
     });

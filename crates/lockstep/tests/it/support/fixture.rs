@@ -1,7 +1,8 @@
 //! A running cluster on its own pools, with a configuration for the program: nearly every test begins with one.
 
 use super::cluster::{Cluster, Stop, bin_of};
-use super::command::{OS_USER, as_postgres, command, give_to_postgres, must};
+use super::command::{OS_USER, command, give_to_postgres, must};
+use super::initdb::initdb;
 use super::layout::{Layout, Wal};
 use super::lockstep::{Lockstep, toml_string};
 use super::pools::{Pool, destroy, release_and_destroy};
@@ -29,7 +30,7 @@ pub struct Fixture {
     /// Lockstep's `state_dir`.
     pub state: PathBuf,
     // Dropped last: it destroys the pools and removes the directory.
-    workspace: Workspace,
+    pub(super) workspace: Workspace,
 }
 
 impl Fixture {
@@ -45,7 +46,7 @@ impl Fixture {
         let workspace = Workspace::new();
         let root = workspace.root.clone();
         let mnt = workspace.directory("mnt");
-        let images = workspace.directory("images");
+        let images = workspace.images();
         let pools: Vec<Pool> = layout
             .pools
             .iter()
@@ -85,16 +86,14 @@ impl Fixture {
         let mnt = self.mnt();
         let data = self.cluster.data.clone();
         owned_directory(&data);
-        let mut arguments = vec!["-D".to_owned(), text(&data), "-A".to_owned(), "trust".to_owned()];
-        arguments.extend(
-            ["--data-checksums", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C"]
-                .map(str::to_owned),
-        );
-        if let Wal::Linked(path) = &self.layout.wal {
-            owned_directory(&mnt.join(path));
-            arguments.extend(["-X".to_owned(), text(&mnt.join(path))]);
+        let linked = match &self.layout.wal {
+            Wal::Linked(path) => Some(mnt.join(path)),
+            _ => None,
+        };
+        if let Some(wal) = &linked {
+            owned_directory(wal);
         }
-        must(&mut as_postgres(self.cluster.bin.join("initdb"), arguments));
+        initdb(&self.workspace, &self.cluster.bin, &data, linked.as_deref());
         if let Wal::Mounted { pool, name } = &self.layout.wal {
             let (inside, aside) = (data.join("pg_wal"), mnt.join("pg_wal.aside"));
             must(&mut command("mv", [&inside, &aside]));

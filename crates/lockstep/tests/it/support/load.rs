@@ -5,9 +5,10 @@
 
 use super::cluster::{Cluster, full};
 use super::command::{Outcome, Running};
+use rustix::process::Signal;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -24,6 +25,8 @@ pub struct Plan {
     pub databases: bool,
     /// The pause after each statement of the table churn.
     pub pause: Duration,
+    /// Whether the load waits for standbys that lag behind.
+    pub followed: bool,
     /// For the choices that the churn makes.
     pub seed: u64,
 }
@@ -37,15 +40,21 @@ impl Plan {
             tables: true,
             databases: true,
             pause: Duration::from_millis(15),
+            followed: false,
             seed,
         }
     }
 }
 
 impl Plan {
-    /// Load that a standby on the same machine can follow.
+    /// Load that a standby on the same machine can follow, however slow the machine is.
     pub fn to_be_followed(seed: u64) -> Plan {
-        Plan { rate: Some(200), pause: Duration::from_millis(50), ..Plan::all(seed) }
+        Plan {
+            rate: Some(200),
+            pause: Duration::from_millis(50),
+            followed: true,
+            ..Plan::all(seed)
+        }
     }
 }
 
@@ -53,10 +62,47 @@ impl Plan {
 #[derive(Debug)]
 pub struct Load {
     stop: Arc<AtomicBool>,
-    paused: Arc<AtomicBool>,
+    reins: Arc<Reins>,
     errors: Arc<Mutex<Vec<String>>>,
     threads: Vec<JoinHandle<()>>,
-    pgbench: Option<Running>,
+}
+
+/// How far a standby may lag behind before the load waits for it, and when it has caught up again, in bytes of WAL.
+const LAG: std::ops::Range<i64> = 16 << 20..64 << 20;
+
+/// Stops the load and lets it continue. Two may hold it, and it runs while neither does.
+#[derive(Debug, Default)]
+struct Reins {
+    holders: Mutex<[bool; 2]>,
+    pgbench: Mutex<Option<Running>>,
+}
+
+/// Who holds the load.
+#[derive(Debug, Clone, Copy)]
+enum Holder {
+    Test,
+    Lag,
+}
+
+impl Reins {
+    fn set(&self, holder: Holder, holds: bool) {
+        let mut holders = self.holders.lock().expect("nobody panics with the reins");
+        let before = holders.contains(&true);
+        holders[holder as usize] = holds;
+        if before != holders.contains(&true)
+            && let Some(pgbench) = self.pgbench().as_ref()
+        {
+            pgbench.signal(if before { Signal::CONT } else { Signal::STOP });
+        }
+    }
+
+    fn held(&self) -> bool {
+        self.holders.lock().expect("nobody panics with the reins").contains(&true)
+    }
+
+    fn pgbench(&self) -> MutexGuard<'_, Option<Running>> {
+        self.pgbench.lock().expect("nobody panics with the reins")
+    }
 }
 
 impl Load {
@@ -65,13 +111,23 @@ impl Load {
     pub fn start(cluster: &Cluster, tablespaces: &[&str], plan: &Plan) -> Load {
         let mut load = Load {
             stop: Arc::default(),
-            paused: Arc::default(),
+            reins: Arc::default(),
             errors: Arc::default(),
             threads: Vec::new(),
-            pgbench: None,
         };
         if plan.databases {
             prepare_template(cluster);
+        }
+        if plan.clients > 0 {
+            let clients = plan.clients.to_string();
+            let mut pgbench = cluster.tool(
+                "pgbench",
+                ["-n", "-M", "prepared", "-T", "36000", "-j", "2", "-c", &clients],
+            );
+            if let Some(rate) = plan.rate {
+                pgbench.args(["-R", &rate.to_string()]);
+            }
+            *load.reins.pgbench() = Some(Running::start(pgbench.arg("postgres")));
         }
         if plan.tables {
             for n in 0..2 {
@@ -83,16 +139,8 @@ impl Load {
         if plan.databases {
             load.thread(cluster, plan, 7, Churn::databases);
         }
-        if plan.clients > 0 {
-            let clients = plan.clients.to_string();
-            let mut pgbench = cluster.tool(
-                "pgbench",
-                ["-n", "-M", "prepared", "-T", "36000", "-j", "2", "-c", &clients],
-            );
-            if let Some(rate) = plan.rate {
-                pgbench.args(["-R", &rate.to_string()]);
-            }
-            load.pgbench = Some(Running::start(pgbench.arg("postgres")));
+        if plan.followed {
+            load.thread(cluster, plan, 9, Churn::wait_for_standbys);
         }
         load
     }
@@ -109,7 +157,7 @@ impl Load {
             random: fastrand::Rng::with_seed(plan.seed.wrapping_add(n)),
             pause: plan.pause,
             stop: Arc::clone(&self.stop),
-            paused: Arc::clone(&self.paused),
+            reins: Arc::clone(&self.reins),
         };
         let errors = Arc::clone(&self.errors);
         self.threads.push(thread::spawn(move || {
@@ -122,18 +170,12 @@ impl Load {
     /// Stops everything after the current statements, with sessions and transactions left open, so that the checks
     /// have the machine to themselves.
     pub fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
-        if let Some(pgbench) = &self.pgbench {
-            pgbench.signal(rustix::process::Signal::STOP);
-        }
+        self.reins.set(Holder::Test, true);
     }
 
     /// Lets it continue.
     pub fn resume(&self) {
-        self.paused.store(false, Ordering::Relaxed);
-        if let Some(pgbench) = &self.pgbench {
-            pgbench.signal(rustix::process::Signal::CONT);
-        }
+        self.reins.set(Holder::Test, false);
     }
 
     /// Fails if the load has had an error so far.
@@ -141,7 +183,7 @@ impl Load {
     pub fn assert_well(&mut self) {
         let errors = self.errors.lock().expect("no churn panics with the list locked").clone();
         assert!(errors.is_empty(), "the load on the live cluster failed: {errors:?}");
-        let runs = self.pgbench.as_mut().is_none_or(Running::is_running);
+        let runs = self.reins.pgbench().as_mut().is_none_or(Running::is_running);
         assert!(runs, "pgbench on the live cluster ended by itself");
     }
 
@@ -167,15 +209,17 @@ impl Load {
         self.stop.store(true, Ordering::Relaxed);
         // A stopped process wouldn't handle SIGTERM.
         self.resume();
-        let outcome = self.pgbench.take().map(|mut pgbench| {
-            pgbench.terminate();
-            // Not `wait`: this runs in `drop` too, where a second panic would hide the first.
-            pgbench.wait_or_kill(Duration::from_secs(60)).0
-        });
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
-        outcome
+        // What held it last may have failed meanwhile.
+        self.reins.set(Holder::Lag, false);
+        let pgbench = self.reins.pgbench().take();
+        pgbench.map(|mut pgbench| {
+            pgbench.terminate();
+            // Not `wait`: this runs in `drop` too, where a second panic would hide the first.
+            pgbench.wait_or_kill(Duration::from_secs(60)).0
+        })
     }
 }
 
@@ -190,7 +234,7 @@ struct Churn {
     random: fastrand::Rng,
     pause: Duration,
     stop: Arc<AtomicBool>,
-    paused: Arc<AtomicBool>,
+    reins: Arc<Reins>,
 }
 
 impl Churn {
@@ -293,9 +337,27 @@ impl Churn {
         Ok(())
     }
 
+    /// Holds the load while a standby lags behind: one process replays what several have written, and on a slow machine
+    /// the distance would grow until a test that waits for the standby gives up.
+    fn wait_for_standbys(&mut self) -> Result<(), postgres::Error> {
+        let mut client = self.cluster.try_connect("postgres")?;
+        let lag = "SELECT coalesce(max(pg_wal_lsn_diff(pg_current_wal_lsn(), replay_lsn)), 0)::bigint FROM pg_stat_replication";
+        while self.goes_on() {
+            let lag: i64 = client.query_one(lag, &[])?.get(0);
+            if lag > LAG.end {
+                self.reins.set(Holder::Lag, true);
+            } else if lag < LAG.start {
+                self.reins.set(Holder::Lag, false);
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
+        self.reins.set(Holder::Lag, false);
+        Ok(())
+    }
+
     fn done(&self) {
         thread::sleep(self.pause);
-        while self.paused.load(Ordering::Relaxed) && self.goes_on() {
+        while self.reins.held() && self.goes_on() {
             thread::sleep(Duration::from_millis(10));
         }
     }

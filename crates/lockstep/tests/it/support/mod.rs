@@ -13,6 +13,7 @@ pub mod commands;
 pub mod desk;
 pub mod faults;
 pub mod fixture;
+pub mod initdb;
 pub mod layout;
 pub mod ledger;
 pub mod load;

@@ -4,8 +4,9 @@
 //! replayed at the primary's own path.
 
 use super::cluster::{Cluster, Stop};
-use super::command::{as_postgres, must, wait_until};
+use super::command::{must, wait_until};
 use super::fixture::{Fixture, free_port, owned_directory, text};
+use super::initdb::initdb;
 use super::layout::{Layout, Wal};
 use super::lockstep::{Lockstep, toml_string};
 use std::fmt::Write as _;
@@ -246,12 +247,7 @@ fn tablespace_of(folder: &str, fixture: &Fixture, name: &str) -> PathBuf {
 #[track_caller]
 fn start_primary(fixture: &Fixture) -> Cluster {
     let primary = server(fixture, "p");
-    let mut arguments = vec!["-D".to_owned(), text(&primary.data), "-A".to_owned(), "trust".into()];
-    arguments.extend(
-        ["--data-checksums", "--no-sync", "-U", "postgres", "-E", "UTF8", "--locale=C"]
-            .map(str::to_owned),
-    );
-    must(&mut as_postgres(primary.bin.join("initdb"), arguments));
+    initdb(&fixture.workspace, &primary.bin, &primary.data, None);
     append(&primary, &fixture.settings(&primary));
     primary.start();
     for (name, _) in &fixture.layout.tablespaces {

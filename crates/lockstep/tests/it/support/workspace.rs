@@ -6,7 +6,7 @@
 use super::pools::{ensure_zfs, patiently, pool_names};
 use rustix::fs::{FlockOperation, flock};
 use std::fs::{self, File};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
@@ -61,6 +61,18 @@ impl Workspace {
         open_to_all(&path);
         path
     }
+
+    /// The directory `images` for the files that pools are in: in memory, if `LOCKSTEP_TEST_IMAGES` names a place for it.
+    #[track_caller]
+    pub fn images(&self) -> PathBuf {
+        let path = self.root.join("images");
+        let Some(place) = images_of(&self.name) else {
+            return self.directory("images");
+        };
+        fs::create_dir(&place).unwrap_or_else(|error| panic!("cannot create {place:?}: {error}"));
+        symlink(&place, &path).unwrap_or_else(|error| panic!("cannot create {path:?}: {error}"));
+        path
+    }
 }
 
 impl Drop for Workspace {
@@ -80,6 +92,10 @@ impl Drop for Workspace {
 pub fn base() -> PathBuf {
     std::env::var_os("LOCKSTEP_TEST_DIR")
         .map_or_else(|| PathBuf::from("/var/tmp/lockstep-tests"), PathBuf::from)
+}
+
+fn images_of(name: &str) -> Option<PathBuf> {
+    std::env::var_os("LOCKSTEP_TEST_IMAGES").map(|place| PathBuf::from(place).join(name))
 }
 
 fn open_to_all(path: &Path) {
@@ -127,12 +143,15 @@ fn remove(name: &str, root: &Path) -> Result<(), String> {
     for pool in pool_names().iter().filter(|pool| workspace_of(pool) == Some(name)) {
         patiently("zpool", &["destroy", "-f", pool], || kill_processes_of(root))?;
     }
-    match fs::remove_dir_all(root) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(format!("{}: {error}", root.display()))
+    for folder in images_of(name).iter().map(PathBuf::as_path).chain([root]) {
+        match fs::remove_dir_all(folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                return Err(format!("{}: {error}", folder.display()));
+            }
+            _ => {}
         }
-        _ => Ok(()),
     }
+    Ok(())
 }
 
 /// Kills every process that works in `root` or names it on its command line: servers, their children, the program.
