@@ -10,6 +10,13 @@
 //! What could go wrong: the highest generation is damaged, and nobody knows who holds the lease until when. So it
 //! counts as held, by an unknown holder and without an end. A holder that is alive renews it; one that isn't is found
 //! out by other means than the clock (`take_over`).
+//!
+//! Or the storage is exchanged below a holder: its disk is unmounted, or an older state is put back. A renewal would
+//! take the lease there, and all that follows would count on what isn't there. So a holder goes on only where its own
+//! last generation is.
+//!
+//! Or the store lets nobody delete (a retention of the bucket, missing rights), and generations pile up. So a step
+//! tries no further than the first that stays: thousands of refusals would take longer than the lease lasts.
 
 use serde::{Deserialize, Serialize};
 
@@ -169,7 +176,7 @@ impl Lease {
             released: false,
             damaged: None,
         };
-        match step(repository, &body)? {
+        match step(repository, &body, None)? {
             Step::Ours(body) => Ok(Lease {
                 repository: RepositoryHandle(repository.clone()),
                 body,
@@ -208,6 +215,11 @@ impl Lease {
         Ok(self.body.generation)
     }
 
+    /// Whether a call of its store was given up without an answer ([`Store::is_in_doubt`](crate::store::Store)).
+    pub fn is_in_doubt(&self) -> bool {
+        self.repository.0.store().is_in_doubt()
+    }
+
     /// Returns its generation.
     pub fn generation(&self) -> u64 {
         self.body.generation
@@ -232,7 +244,7 @@ impl Lease {
         for _ in 0..LOOKS {
             let generation = self.body.generation + 1;
             let body = Body { generation, expires, released, ..self.body.clone() };
-            match step(&self.repository.0, &body)? {
+            match step(&self.repository.0, &body, Some(self.body.generation))? {
                 Step::Ours(stored) => {
                     let is_done = stored == body;
                     self.body = stored;
@@ -263,8 +275,9 @@ enum Step {
     Anothers { newest: Body, is_written: bool },
 }
 
-/// Creates a generation and returns which one is the newest.
-fn step(repository: &Repository, body: &Body) -> Result<Step> {
+/// Creates a generation and returns which one is the newest. A holder's `own` last one has to be there: nobody else
+/// deletes it as long as it is the highest.
+fn step(repository: &Repository, body: &Body, own: Option<u64>) -> Result<Step> {
     let path = path(repository, &body.what, body.generation);
     let is_written = match repository.store().put_if_absent(&path, document::write(&path, body)?) {
         Ok(()) => true,
@@ -273,11 +286,20 @@ fn step(repository: &Repository, body: &Body) -> Result<Step> {
     };
     match newest(repository, &body.what)? {
         Some(newest) if newest.token == body.token && newest.generation == body.generation => {
-            // Older generations no longer matter. If deleting one fails, the next step does it.
-            for generation in generations(repository, &body.what)? {
-                if generation < body.generation {
-                    let _ =
-                        repository.store().delete(&self::path(repository, &body.what, generation));
+            let mut older = generations(repository, &body.what)?;
+            older.retain(|generation| *generation < body.generation);
+            if own.is_some_and(|own| !older.contains(&own)) {
+                repository.store().delete(&path)?;
+                let (what, owner) = (body.what.clone(), "nobody".to_string());
+                return Err(Error::LeaseLost { what, owner });
+            }
+            // Older generations no longer matter. If deleting one fails, the next step does it: the oldest comes first,
+            // because a retention ends first for it.
+            older.sort_unstable();
+            for generation in older {
+                let path = self::path(repository, &body.what, generation);
+                if repository.store().delete(&path).is_err() {
+                    break;
                 }
             }
             Ok(Step::Ours(newest))

@@ -71,13 +71,15 @@ impl Manifest {
         Ok(manifest)
     }
 
-    /// Returns the ids of all sets, ascending.
+    /// Returns the ids of all sets, ascending. What has no set's name is somebody else's: another program's leftover
+    /// (`._ID.json`, `ID (1).json`) isn't a set that can't be read.
     pub fn list(repository: &Repository) -> Result<Vec<String>> {
         let mut ids = Vec::new();
-        let folder = repository.path("sets");
-        repository.store().list(&folder, |listed| {
-            let name = listed.path.rsplit('/').next().unwrap_or_default();
-            ids.extend(name.strip_suffix(".json").map(str::to_string));
+        let folder = repository.path("sets/");
+        repository.store().list(folder.trim_end_matches('/'), |listed| {
+            let name = listed.path.strip_prefix(&folder);
+            let id = name.and_then(|name| name.strip_suffix(".json"));
+            ids.extend(id.filter(|id| check_name("set", id).is_ok()).map(str::to_string));
         })?;
         ids.sort();
         ids.dedup();

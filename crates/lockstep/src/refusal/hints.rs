@@ -66,7 +66,7 @@ impl Refusal {
             Self::SetOtherwise { commands, .. } => format!("{commands}, then run the same command again: nothing was changed"),
             Self::ReceiveBegun { dataset } => format!("let the command that began it resume it; or, if nothing will, abort it with `zfs receive -A {}`", quote(dataset)),
             Self::WalInTheClear { .. } => "give the repository a key (key_file, before `repo init`); or put pg_wal on a dataset of its own; or allow it with encrypted_datasets = \"raw\"".into(),
-            Self::HeaderGone { name, .. } => format!("put lockstep.json back from a copy of the repository; if there is none, `{lockstep} repo init {name} --again` makes it again from what is there"),
+            Self::HeaderGone { name, .. } => format!("if it is on a disk of its own: is that mounted? (a command during which it was unmounted leaves files below its mount point.) Else put lockstep.json back from a copy of the repository; if there is none, `{lockstep} repo init {name} --again` makes it again from what is there"),
             Self::OtherId { name, .. } => format!("leave --id out: `{lockstep} repo init {name} --again`; if the url leads to another repository than before, give it another name in the configuration"),
             Self::RepositoryAway { name, id, .. } => format!("is its file system mounted, and its url right? If you mean another repository: `{lockstep} repo init {name} --instead-of {id}`"),
             Self::AnotherCluster { cluster, found, .. } => crate::repository::kin::hint(cluster, *found),

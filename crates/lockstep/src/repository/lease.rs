@@ -4,7 +4,8 @@
 //! What could go wrong: the holder dies. Its lease expires by itself. On the same host the next start takes it over,
 //! because the local lock shows that its holder is gone. But a call that the holder had sent may still be on its way:
 //! one that deletes what the next holder counts on. So if the store is another machine, the next start first waits
-//! for as long as a call may take.
+//! for as long as a call may take. The same goes for a holder that lives and gave up a call because the store didn't
+//! answer in time: it doesn't give the lease back.
 //!
 //! A copy of this host, state_dir and all, gives the same name. So the name contains the machine, and a lease that is
 //! renewed while it is waited for isn't taken over.
@@ -12,6 +13,9 @@
 //! Or the holder's clock was far ahead when it died, so its lease would never end. So a lease that ends later than
 //! any taken now is believed only if it is seen to be renewed, as measured by the one clock that nobody sets. The same
 //! goes for a lease that is damaged.
+//!
+//! Or the store says that the next generation exists, and lists none: a folder has its name, or the listing is of
+//! earlier. Trying again at once would never end. So that is tried a few times, and is an error then.
 //!
 //! Or the holder stands still for longer than the lease lasts, and continues when another host has it. If only the
 //! process stood still, this host's clock tells. The clock of a virtual machine that was stopped tells nothing,
@@ -45,6 +49,10 @@ const COPIED: &str =
 const NOT_EVEN_A_LEASE: &str = "there isn't even room for the lease that deleting needs: free a few KiB there by removing files that aren't the repository's or that a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
 /// The pause between two attempts to get the lease.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How often in a row the store may refuse the next generation although nobody holds the lease.
+const REFUSED: u32 = 30;
+/// The pause between two such attempts: it has been given back meanwhile.
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// A lease that is held and renewed.
 #[derive(Debug)]
@@ -278,13 +286,27 @@ impl Waits<'_> {
         // Whether the lease was seen to be renewed or taken by another: then somebody is alive.
         let mut goes_on = false;
         let mut is_told = false;
+        let mut refused = 0;
         loop {
             match Lease::acquire(strata, WRITE, owner, SECONDS, now()) {
                 Ok(lease) => return Ok(Ok(lease)),
                 Err(strata::Error::Leased { .. }) => {}
                 Err(error) => return Err(of_strata(error)),
             }
-            let Some(seen) = Lease::seen(strata, WRITE).map_err(of_strata)? else { continue };
+            let Some(seen) = Lease::seen(strata, WRITE).map_err(of_strata)? else {
+                refused += 1;
+                if refused > REFUSED {
+                    return Err(Error::failed(format!(
+                        "nobody holds {}, and its store refuses the next lease as one that exists",
+                        self.place
+                    ))
+                    .with_hint("look into leases/write there: is the next number that of a folder or link? remove what isn't Lockstep's. A store has to list what was written at once"));
+                }
+                std::thread::sleep(MOMENT);
+                steps::reached("lease.waiting")?;
+                continue;
+            };
+            refused = 0;
             let first = match watched {
                 Some((generation, first)) if generation == seen.generation => first,
                 before => {
@@ -410,6 +432,12 @@ impl Drop for Held {
         if self.lost.get().is_some() {
             return;
         }
+        if lease.is_in_doubt() {
+            tracing::warn!(
+                "the store didn't answer in time, and what was sent to it may still be on its way: the lease expires by itself"
+            );
+            return;
+        }
         match (lease.release(now()), &self.noted) {
             (Ok(generation), Some(noted)) => noted.given_back(generation),
             (Ok(_), None) => {}
@@ -473,7 +501,7 @@ fn now() -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use strata::store::{ObjectStorage, Store};
+    use strata::store::{ObjectStorage, Retries, Store, StoreError, StoreErrorKind};
 
     use super::*;
 
@@ -523,6 +551,41 @@ mod tests {
         other.confirm().unwrap();
     }
 
+    /// A store that doesn't answer in time whether it has deleted something.
+    struct Slow(ObjectStorage);
+
+    impl strata::store::Around for Slow {
+        fn inner(&self) -> &dyn strata::store::Storage {
+            &self.0
+        }
+
+        fn delete(&self, path: &str) -> strata::store::StoreResult<()> {
+            match path.contains("/sets/") {
+                true => Err(StoreError::new("delete", path, StoreErrorKind::TimedOut)),
+                false => self.inner().delete(path),
+            }
+        }
+    }
+
+    #[test]
+    fn who_got_no_answer_does_not_give_the_lease_back() {
+        let scratch = tempfile::tempdir().unwrap();
+        let slow = Slow(ObjectStorage::folder(&scratch.path().join("slow")).unwrap());
+        let retries = Retries { tries: 2, first_pause: Duration::ZERO };
+        let store = Store::with_retries(slow, retries);
+        let repository = strata::Repository::new(store.clone(), "clusters/main", None).unwrap();
+        let take = |owner| Lease::acquire(&repository, WRITE, owner, 300, now());
+        drop(Held::keep(take("this").unwrap(), "this".into()).unwrap());
+        let held = Held::keep(take("this").unwrap(), "this".into()).unwrap();
+        store.delete("clusters/main/packs/x").unwrap();
+        store.delete("clusters/main/sets/x.json").unwrap_err();
+        drop(held);
+        // It may be deleted yet: nobody counts on it until then.
+        let seen = Lease::seen(&repository, WRITE).unwrap().unwrap();
+        assert_eq!(seen.owner, "this");
+        assert!(take("other").is_err());
+    }
+
     const SHORT: Duration = Duration::from_millis(600);
     const SOON: Waits<'static> = Waits {
         place: "it",
@@ -551,6 +614,20 @@ mod tests {
         far.take(&repository, "this").unwrap().unwrap().release(now()).unwrap();
         // Nor if the store's calls end with the process.
         drop(dead());
+        SOON.take(&repository, "this").unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_next_generation_that_is_no_lease_is_not_tried_for_ever() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(&scratch);
+        let lease = Lease::acquire(&repository, WRITE, "this", 300, now()).unwrap();
+        let next = lease.release(now()).unwrap() + 1;
+        let next = scratch.path().join(format!("r/clusters/main/leases/{WRITE}/{next:020}"));
+        std::fs::create_dir(&next).unwrap();
+        let error = SOON.take(&repository, "this").unwrap_err();
+        assert!(error.hint().unwrap().contains("leases/write"), "{error}");
+        std::fs::remove_dir(&next).unwrap();
         SOON.take(&repository, "this").unwrap().unwrap();
     }
 

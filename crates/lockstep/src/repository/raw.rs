@@ -9,13 +9,17 @@
 //! What could go wrong: a stream that was cut short, or whose bits flipped on the way, is kept as a whole one, and
 //! this shows only when it is needed. So the stream is read record by record in passing, checksums included, and only
 //! one that reached its end as the expected stream is given a descriptor.
+//!
+//! Or an increment starts from a snapshot that has the right GUID and other IVs: a snapshot that was received without
+//! `-w` keeps its GUID and is encrypted anew. `zfs receive` refuses such an increment behind the old segments
+//! (`dsl_crypto_recv_raw_objset_check` in dsl_crypt.c). So each stream's own words about its IVs are compared.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
 
 use bytes::Bytes;
 use sendstream::record::{Begin, ObjsetType};
-use sendstream::{Features, Reader};
+use sendstream::{Features, NvList, Reader, Value};
 use serde::{Deserialize, Serialize};
 use strata::delta::{Change, Descriptor, ImageWriter, chain};
 use strata::fold::{DataSink, Folded, KeepAll, Reading, fold, open_chain};
@@ -165,6 +169,67 @@ pub struct Ingested {
     pub bytes: u64,
     /// The stream's BLAKE3 hash, in hex.
     pub blake3: String,
+    /// What the stream says about IVs.
+    pub iv_sets: IvSets,
+}
+
+/// Which IVs are in the snapshots that a raw stream starts from and leads to, as it says; `None` if it doesn't.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct IvSets {
+    /// `from_ivset_guid`.
+    pub from: Option<u64>,
+    /// `to_ivset_guid`.
+    pub to: Option<u64>,
+}
+
+impl IvSets {
+    /// Reads them from BEGIN's payload.
+    fn of(payload: &[u8]) -> Self {
+        let list = NvList::parse(payload).ok();
+        let key = list.as_ref().and_then(|list| list.get("crypt_keydata")?.as_list());
+        let number = |name| match key?.get(name)? {
+            Value::Unsigned(number) if *number != 0 => Some(*number),
+            _ => None,
+        };
+        Self { from: number("from_ivset_guid"), to: number("to_ivset_guid") }
+    }
+
+    /// Checks that this stream can be received after the one `before`.
+    #[must_use]
+    pub fn follow(self, before: Self) -> bool {
+        self.from == before.to
+    }
+}
+
+/// Returns what a stored segment's stream says about IVs. Of its content, only the first block is read.
+///
+/// # Errors
+/// When the segment is missing or damaged, or the store fails.
+pub fn stored_iv_sets(repository: &Repository, image: &str, guid: &str) -> Result<IvSets> {
+    let chain = chain(&repository.strata, image, guid, None).map_err(of_strata)?;
+    let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
+    let mut frames = FrameReader::new(&repository.strata, 8 << 20);
+    let mut sink = Beginning(None);
+    let folded = fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink));
+    let Some(block) = sink.0 else {
+        return folded.map(|()| IvSets::default()).map_err(of_strata);
+    };
+    let reader = Reader::new(&block[..]).map_err(of_stream)?;
+    Ok(IvSets::of(reader.begin_payload()))
+}
+
+/// Ends a fold at the first block.
+struct Beginning(Option<Bytes>);
+
+impl DataSink for Beginning {
+    fn object(&mut self, _: &Folded) -> strata::Result<()> {
+        Ok(())
+    }
+
+    fn data(&mut self, _: u64, _: u64, content: &Bytes) -> strata::Result<()> {
+        self.0 = Some(content.clone());
+        Err(strata::Error::caller("the first block is enough"))
+    }
 }
 
 impl Ingested {
@@ -213,24 +278,26 @@ pub fn ingest(
         hash: blake3::Hasher::new(),
         failed: None,
     };
-    let read = (|| -> Result<Link> {
+    let read = (|| -> Result<(Link, IvSets)> {
         let mut reader = Reader::new(&mut keeping).map_err(of_stream)?;
         let link = check(reader.begin(), reader.package().is_some(), guid, base)?;
+        let iv_sets = IvSets::of(reader.begin_payload());
         while reader.advance().map_err(of_stream)? {
             progress(reader.bytes_read())?;
         }
-        Ok(link)
+        Ok((link, iv_sets))
     })();
     // If the store failed, that is the cause, and the stream merely couldn't be read further.
     if let Some(error) = keeping.failed.take() {
         return Err(error);
     }
-    let link = read?;
+    let (link, iv_sets) = read?;
     keeping.flush()?;
     Ok(Ingested {
         link,
         bytes: keeping.offset,
         blake3: keeping.hash.finalize().to_hex().to_string(),
+        iv_sets,
     })
 }
 

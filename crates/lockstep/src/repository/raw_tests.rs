@@ -171,6 +171,26 @@ fn recorded_streams_come_back_byte_for_byte() {
     assert!(report.problems.is_empty() && report.orphans.is_empty(), "{report:?}");
 }
 
+/// A snapshot that was received without `-w` has the same GUID and other IVs: nothing can be received behind it.
+#[test]
+fn an_increment_counts_on_the_ivs_of_the_segment_before() {
+    let recordings = Recordings::unpack("raw-ivs");
+    let repository = repository(Arc::new(Memory::default()));
+    let mut before = IvSets::default();
+    for (number, stream) in recordings.chain("enc", "w").iter().enumerate() {
+        publish(&repository, &set_id(number), stream).unwrap();
+        let said = IvSets::of(Reader::new(&stream[..]).unwrap().begin_payload());
+        let there = stored_iv_sets(&repository, &image(), &guids_of(stream).0.to_string()).unwrap();
+        assert!(there == said && said.to.is_some(), "{number}: {there:?}, {said:?}");
+        assert!(said.follow(before), "{number}: {said:?} after {before:?}");
+        assert!(!said.follow(IvSets { to: Some(1), ..before }), "{number}: received anew");
+        before = said;
+    }
+    // A stream that says nothing, of a ZFS from before there were IV sets.
+    publish(&repository, &set_id(9), &stream(1, None)).unwrap();
+    assert_eq!(stored_iv_sets(&repository, &image(), "1").unwrap(), IvSets::default());
+}
+
 #[test]
 fn a_stream_that_was_cut_or_changed_is_not_stored() {
     let recordings = Recordings::unpack("raw-cut");
@@ -178,7 +198,8 @@ fn a_stream_that_was_cut_or_changed_is_not_stored() {
     let (guid, from) = guids_of(&stream);
     let base = || {
         let link = Link { guid: from.to_string(), snapshot: "s0".into() };
-        let ingested = Ingested { link, bytes: 1, blake3: String::new() };
+        let (blake3, iv_sets) = (String::new(), IvSets::default());
+        let ingested = Ingested { link, bytes: 1, blake3, iv_sets };
         Some(ingested.behind(None, None, BTreeMap::new()))
     };
     let memory = Memory::default();

@@ -15,6 +15,9 @@
 //! state_dir came back from an older copy. So there is a loss only if a set is gone as well that this host shipped or
 //! saw there, and that no prune has removed: it is younger than what is left of those that were seen. A prune keeps the
 //! newest.
+//!
+//! Or what is left has a set that a host shipped whose clock was hours ahead: it would look younger than all that were
+//! lost. So what is dated in the future doesn't count.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -27,6 +30,7 @@ use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::files;
 use crate::names::SetId;
+use crate::retention;
 use crate::set::manifest::json;
 use crate::set::notes;
 
@@ -240,11 +244,13 @@ fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     let (name, id) = (&repository.name, &repository.id);
     let there: BTreeSet<_> = repository.ids()?.into_iter().collect();
     let (sets, _) = repository.sets()?;
-    let last = sets.iter().map(|set| set.shipped_at).max();
+    let now = jiff::Timestamp::now();
+    let last = sets.iter().map(|set| set.shipped_at).filter(|at| *at <= now).max();
     let is_later =
         |at: Option<jiff::Timestamp>| at.is_none_or(|at| last.is_none_or(|last| at > last));
     let mut gone = seen::ids(cx, repository);
-    let newest = gone.intersection(&there).max().or_else(|| there.last()).cloned();
+    let left = newest_until(gone.intersection(&there), now);
+    let newest = left.or_else(|| newest_until(&there, now)).cloned();
     gone.retain(|set| newest.as_ref().is_none_or(|newest| set > newest));
     let here = cx.state.complete()?;
     let shipped = here.iter().filter(|set| {
@@ -258,13 +264,23 @@ fn gone(cx: &Context, repository: &Repository) -> Result<BTreeSet<String>> {
     Ok(gone)
 }
 
+/// Returns the newest of these sets that isn't dated in the future. A pure function.
+fn newest_until<'a>(
+    sets: impl IntoIterator<Item = &'a String>,
+    now: jiff::Timestamp,
+) -> Option<&'a String> {
+    sets.into_iter().filter(|set| !retention::is_ahead(set, now)).max()
+}
+
 /// Checks whether the newest set that is noted as shipped there is gone, and all that are there are older.
 fn newest_is_gone(cx: &Context, repository: &Repository) -> Result<bool> {
     let (name, id) = (&repository.name, &repository.id);
     let here = cx.state.complete()?;
     let is_noted = |set: &&SetId| notes::is_shipped(cx, set, name, Some(id));
     let Some(noted) = here.iter().rev().find(is_noted) else { return Ok(false) };
-    Ok(repository.ids()?.last().is_none_or(|newest| newest.as_str() < noted.as_str()))
+    let there = repository.ids()?;
+    let newest = newest_until(&there, jiff::Timestamp::now());
+    Ok(newest.is_none_or(|newest| newest.as_str() < noted.as_str()))
 }
 
 /// Writes the note, and removes what says that the lost sets are there. A failure is reported; what the command does
@@ -349,5 +365,17 @@ mod tests {
         assert!(!older.is_of_another_state(there(9, "us", "b").as_ref(), "us"));
         assert!(older.is_of_another_state(there(7, "us", "b").as_ref(), "us"));
         assert!(!Note::default().is_of_another_state(None, "us"));
+    }
+
+    /// Shipped by a host whose clock was hours ahead, it isn't younger than what was lost.
+    #[test]
+    fn what_is_dated_in_the_future_is_not_the_newest_that_is_left() {
+        let now = "2026-11-28T12:00:00Z".parse().unwrap();
+        let [older, ahead] = ["20261128T100000Z-aaaa", "20261128T170000Z-bbbb"].map(str::to_owned);
+        let there = [older.clone(), ahead.clone()];
+        assert_eq!(newest_until(&there, now), Some(&older));
+        assert_eq!(newest_until([&ahead], now), None);
+        let later = "2026-11-28T18:00:00Z".parse().unwrap();
+        assert_eq!(newest_until(&there, later), Some(&ahead));
     }
 }

@@ -192,7 +192,8 @@ impl<'a> Wholeness<'a> {
 impl ImageDeltas<'_> {
     /// Returns the deltas, whole or not.
     pub fn ids(&self) -> impl Iterator<Item = &str> {
-        self.listed.keys().filter_map(|name| name.strip_suffix(".json"))
+        let names = self.listed.keys().filter_map(|name| name.strip_suffix(".json"));
+        names.filter(|id| strata::check_name("delta", id).is_ok())
     }
 
     /// Checks that a delta exists, whole or not.

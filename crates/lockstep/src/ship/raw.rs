@@ -7,6 +7,9 @@
 //! What could go wrong: the set's own WAL, which holds the same rows, is sent along in the clear. If pg_wal is sent
 //! raw and the WAL is in its snapshot, it stays there; if the WAL was copied out of it, the shipment is refused
 //! unless raw was requested explicitly.
+//!
+//! Or the dataset was received anew, without `-w`: its snapshots have their old GUIDs and other IVs, and no increment
+//! from them can be received behind what is stored. Then all of the volume is sent.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -21,7 +24,7 @@ use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::refusal::Refusal;
-use crate::repository::raw::{Segment, ingest, next_base, raw_image_name};
+use crate::repository::raw::{Segment, ingest, next_base, raw_image_name, stored_iv_sets};
 use crate::repository::shipped::ShippedVolume;
 use crate::repository::whole::Wholeness;
 use crate::repository::{Repository, of_strata};
@@ -275,6 +278,16 @@ fn send(
     });
     bar.finish_and_clear();
     let stored = sent.end(stored)?;
+    if let Some(before) = &from
+        && !stored.iv_sets.follow(stored_iv_sets(repository, image, before)?)
+    {
+        tracing::warn!(
+            dataset = %volume.dataset,
+            "it is encrypted otherwise than when its snapshot {before} was sent (was it received anew?): all of it is sent again"
+        );
+        drop(writer);
+        return send(shipment, volume, image, None);
+    }
     let key_location = shipment.key_locations.get(&volume.dataset).cloned();
     let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
     let base = base.map(|(_, segment)| segment);

@@ -19,7 +19,7 @@ pub struct Inventory {
     pub indexes: BTreeMap<String, Listed>,
     /// Packs.
     pub packs: BTreeMap<Ulid, Listed>,
-    /// Paths of everything else.
+    /// Paths of everything else, such as another program's copies with names that no object has.
     pub foreign: Vec<String>,
 }
 
@@ -56,18 +56,20 @@ impl Inventory {
                 }
             }
             ["sets", name] => {
-                if let Some(set) = name.strip_suffix(".json") {
+                let set = name.strip_suffix(".json");
+                if let Some(set) = set.filter(|set| check_name("set", set).is_ok()) {
                     self.sets.insert(set.to_string(), listed);
                     return;
                 }
             }
             ["volumes", image, name] if check_name("image", image).is_ok() => {
-                if let Some(id) = name.strip_suffix(".json") {
+                let id = name.strip_suffix(".json");
+                if let Some(id) = id.filter(|id| check_name("delta", id).is_ok()) {
                     let delta = DeltaId { image: image.to_string(), id: id.to_string() };
                     self.deltas.insert(delta, listed);
                     return;
                 }
-                if name.ends_with(".parquet") {
+                if name.ends_with(".parquet") && check_name("index file", name).is_ok() {
                     self.indexes.insert(listed.path.clone(), listed);
                     return;
                 }

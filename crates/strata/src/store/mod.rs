@@ -27,6 +27,7 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -299,6 +300,8 @@ pub struct Store {
     storage: Arc<dyn Storage>,
     retries: Retries,
     ending: Ending,
+    /// A call that changes something was given up without an answer. All clones know.
+    in_doubt: Arc<AtomicBool>,
 }
 
 impl Store {
@@ -314,7 +317,7 @@ impl Store {
 
     /// Makes a store on a storage that others share.
     pub fn shared(storage: Arc<dyn Storage>, retries: Retries) -> Store {
-        Store { storage, retries, ending: Ending::default() }
+        Store { storage, retries, ending: Ending::default(), in_doubt: Arc::default() }
     }
 
     /// Returns the same store, which doesn't retry a failed call once the program was asked to end.
@@ -326,6 +329,19 @@ impl Store {
     pub fn impatient(&self) -> Store {
         let tries = self.retries.tries.min(FEW_TRIES);
         Store { retries: Retries { tries, ..self.retries }, ..self.clone() }
+    }
+
+    /// Whether a call that changes something was given up without an answer: it may still have its effect.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt.load(Ordering::SeqCst)
+    }
+
+    /// Notes such a call.
+    fn changing<T>(&self, result: StoreResult<T>) -> StoreResult<T> {
+        if matches!(&result, Err(error) if error.kind == StoreErrorKind::TimedOut) {
+            self.in_doubt.store(true, Ordering::SeqCst);
+        }
+        result
     }
 
     fn tries_of(&self, kind: StoreErrorKind) -> u32 {
@@ -377,12 +393,12 @@ impl Store {
 
     /// Writes an object, replacing an existing one.
     pub fn put(&self, path: &str, data: &[Bytes]) -> StoreResult<()> {
-        self.again(|_| self.storage.put(path, data))
+        self.again(|_| self.changing(self.storage.put(path, data)))
     }
 
     /// Does the same, and calls `still` before each try.
     pub fn put_if(&self, path: &str, data: &[Bytes], still: Still<'_>) -> crate::Result<()> {
-        self.held(path, still, || self.storage.put(path, data))
+        self.held(path, still, || self.changing(self.storage.put(path, data)))
     }
 
     /// Writes an object that doesn't exist yet; otherwise the error is `AlreadyExists`.
@@ -394,7 +410,7 @@ impl Store {
         let mut retried = false;
         let result = self.again(|tried| {
             retried = tried > 0;
-            self.storage.put_if_absent(path, &data)
+            self.changing(self.storage.put_if_absent(path, &data))
         });
         match result {
             Err(error) if retried && error.kind == StoreErrorKind::AlreadyExists => {
@@ -410,7 +426,7 @@ impl Store {
 
     /// Writes an object from the start of a file.
     pub fn put_file(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
-        self.again(|_| self.storage.put_file(path, file, length))
+        self.again(|_| self.changing(self.storage.put_file(path, file, length)))
     }
 
     /// Reads an object.
@@ -444,12 +460,12 @@ impl Store {
 
     /// Deletes an object; it succeeds if the object doesn't exist.
     pub fn delete(&self, path: &str) -> StoreResult<()> {
-        self.again(|_| self.storage.delete(path))
+        self.again(|_| self.changing(self.storage.delete(path)))
     }
 
     /// Does the same, and calls `still` before each try.
     pub fn delete_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
-        self.held(path, still, || self.storage.delete(path))
+        self.held(path, still, || self.changing(self.storage.delete(path)))
     }
 
     /// Passes all half-written files in or below a folder to `each`, whether their writers were killed or still run. A
@@ -465,7 +481,7 @@ impl Store {
 
     /// Deletes such a file, and calls `still` before each try.
     pub fn delete_half_written_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
-        self.held(path, still, || self.storage.delete_half_written(path))
+        self.held(path, still, || self.changing(self.storage.delete_half_written(path)))
     }
 
     /// Returns for how many seconds at most, after an object was written, the store lets nobody delete it for good.

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::support::*;
-use strata::check::{Collected, Doomed};
+use strata::check::{CheckOptions, Collected, Doomed, check};
 use strata::delta::{
     Change, ImageOptions, ImageWriter, IndexOptions, chain, descriptor_path, packs,
 };
@@ -61,6 +61,34 @@ fn whole(repository: &Repository, images: &BTreeMap<String, Image>, why: &str) -
         assert_eq!(folded, images[id], "{why}: {id}");
     }
     ids
+}
+
+/// A program that copied the repository left them: no set and no delta has such a name.
+#[test]
+fn what_has_a_name_that_no_object_has_stops_nothing() {
+    let storage = memory_store();
+    leftovers(storage.clone());
+    let repository = repository(storage);
+    let copied = |from: String, to: String| {
+        let content = repository.store().get(&from).unwrap();
+        repository.store().put(&to, &[content]).unwrap();
+        to
+    };
+    let set = |name: &str| repository.path(&format!("sets/{name}.json"));
+    let delta = |name: &str| repository.image_path(IMAGE, &format!("{name}.json"));
+    let mut foreign: Vec<String> = Vec::new();
+    foreign.extend(["._a", "a (1)", "sub/a"].map(|name| copied(set("a"), set(name))));
+    foreign.extend(["._5", "5 (1)"].map(|name| copied(delta("5"), delta(name))));
+    foreign.sort();
+    assert_eq!(Manifest::list(&repository).unwrap(), ["a"]);
+    let report = check(&repository, &CheckOptions::default()).unwrap();
+    assert!(report.problems.is_empty(), "{:?}", report.problems);
+    assert_eq!(report.foreign, foreign);
+    let collected = collect(&repository, 0, NOW, false, HELD).unwrap();
+    assert!(!collected.deleted.is_empty());
+    for path in &foreign {
+        assert!(repository.store().get(path).is_ok(), "{path} was deleted");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::support::{folder_store, memory_store, repository};
 use strata::lease::Lease;
 use strata::store::testing::{Fault, Faulty};
+use strata::store::{Around, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Error, Repository};
 
 #[test]
@@ -223,4 +224,61 @@ fn a_damaged_lease_counts_as_held_and_can_be_taken_over() {
         last += 2;
     }
     take("third").unwrap();
+}
+
+/// A store that lets nobody delete, and counts how often that was tried.
+struct Kept(Arc<dyn Storage>, Arc<AtomicU64>);
+
+impl Around for Kept {
+    fn inner(&self) -> &dyn Storage {
+        self.0.as_ref()
+    }
+
+    fn delete(&self, path: &str) -> StoreResult<()> {
+        self.1.fetch_add(1, Ordering::SeqCst);
+        Err(StoreError::new("delete", path, StoreErrorKind::Retained))
+    }
+}
+
+/// A bucket's retention, or credentials that may not delete: generations pile up there, but not the requests.
+#[test]
+fn where_nothing_can_be_deleted_a_step_tries_it_once() {
+    let tried = Arc::new(AtomicU64::new(0));
+    let repository = repository(Arc::new(Kept(memory_store(), tried.clone())));
+    for round in 0..50 {
+        let mut lease = Lease::acquire(&repository, "prune", "first", 60, round).unwrap();
+        lease.renew(round).unwrap();
+        lease.release(round).unwrap();
+    }
+    let tried = tried.load(Ordering::SeqCst);
+    assert!(tried <= 150, "{tried} refusals for 150 steps");
+}
+
+/// A disk that was unmounted leaves an empty folder, an older state has an older generation: neither is the storage in
+/// which the lease was taken.
+#[test]
+fn a_renewal_takes_no_lease_where_it_was_not_held() {
+    for older in [None, Some(3)] {
+        let folder = tempfile::tempdir().unwrap();
+        let at = folder.path().join("disk");
+        let repository = repository(folder_store(&at));
+        for round in 0..5 {
+            let lease = Lease::acquire(&repository, "prune", "first", 60, round).unwrap();
+            lease.release(round).unwrap();
+        }
+        let mut lease = Lease::acquire(&repository, "prune", "first", 60, 1000).unwrap();
+        let leases = at.join("clusters/main/leases/prune");
+        let latest = leases.join(format!("{:020}", lease.generation()));
+        let there = std::fs::read(&latest).unwrap();
+        std::fs::remove_dir_all(&at).unwrap();
+        if let Some(older) = older {
+            std::fs::create_dir_all(&leases).unwrap();
+            std::fs::write(leases.join(format!("{older:020}")), &there).unwrap();
+        }
+        let lost = lease.renew(1010).unwrap_err();
+        assert!(matches!(&lost, Error::LeaseLost { .. }), "{older:?}: {lost}");
+        lease.confirm().unwrap_err();
+        let next = leases.join(format!("{:020}", lease.generation() + 1));
+        assert!(!next.exists(), "{older:?}: it left a lease there");
+    }
 }
