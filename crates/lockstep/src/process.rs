@@ -247,8 +247,9 @@ impl Program {
         self
     }
 
-    /// Gives it this file until it ends, as the standard input that it doesn't read. So an flock(2) on the file lasts
-    /// until the program ends, even if this process is killed earlier.
+    /// Gives it this file until it ends, as the standard input that it doesn't read, or, with [`Self::write_to`], as
+    /// the standard output that it doesn't write to. So an flock(2) on the file lasts until the program ends, even if
+    /// this process is killed earlier.
     #[must_use]
     pub fn holding(mut self, file: Option<Arc<std::fs::File>>) -> Self {
         self.held = file;
@@ -329,11 +330,7 @@ impl Program {
 
     fn run_to_end(&self) -> Result<(Output, ExitStatus), CommandError> {
         let began = Instant::now();
-        let stdin = match &self.held {
-            Some(file) => file.try_clone().map_err(|source| self.start_error(source))?.into(),
-            None => Stdio::null(),
-        };
-        let mut running = Piped::new(self, "run", stdin, Stdio::piped())?;
+        let mut running = Piped::new(self, "run", self.held_or_null()?, Stdio::piped())?;
         running.pipe = running.child.stdout.take();
         let mut stdout = Vec::new();
         running.read_to_end(&mut stdout).map_err(|source| running.lost(source))?;
@@ -342,6 +339,13 @@ impl Program {
         let (status, stderr) = running.end()?;
         tracing::debug!(%command, %status, milliseconds = milliseconds(), "ended");
         Ok((Output { stdout: String::from_utf8_lossy(&stdout).into_owned(), stderr }, status))
+    }
+
+    fn held_or_null(&self) -> Result<Stdio, CommandError> {
+        match &self.held {
+            Some(file) => Ok(file.try_clone().map_err(|source| self.start_error(source))?.into()),
+            None => Ok(Stdio::null()),
+        }
     }
 
     /// Starts it and leaves it running, with both outputs appended to `log`.
@@ -397,7 +401,7 @@ impl Program {
     /// # Errors
     /// When it can't be started.
     pub fn write_to(&self) -> Result<Piped<ChildStdin>, CommandError> {
-        let mut piped = Piped::new(self, "start", Stdio::piped(), Stdio::null())?;
+        let mut piped = Piped::new(self, "start", Stdio::piped(), self.held_or_null()?)?;
         piped.pipe = piped.child.stdin.take();
         Ok(piped.enlarged())
     }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::control_file::ControlFile;
-use pgfiles::lsn::Lsn;
+use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::wal_name::WalSegment;
 
 use crate::backup::{Request, certify, standby};
@@ -83,9 +83,12 @@ impl<'a> Attempt<'a> {
     ) -> Result<Self> {
         let started_at = jiff::Timestamp::now();
         let set = SetId::new(started_at)?;
-        let datasets = survey.facts.layout.volumes.iter().map(|v| v.dataset.clone()).collect();
+        let layout = &survey.facts.layout;
+        let datasets = layout.volumes.iter().map(|v| v.dataset.clone()).collect();
+        let guid = |pool: &str| Some((pool.to_owned(), cx.zfs.pool_guid(pool)?));
+        let pools = layout.pools().into_iter().filter_map(guid).collect();
         let below = common_parent(&plan, &survey);
-        let journal = BackupJournal { set: set.clone(), datasets, below, left: None };
+        let journal = BackupJournal { set: set.clone(), datasets, pools, below, left: None };
         let attempt = Self {
             cx,
             request,
@@ -275,6 +278,7 @@ impl<'a> Attempt<'a> {
     fn take_frozen_control(&mut self) {
         let same = |a: &ControlFile, b: &ControlFile| {
             (a.checkpoint, &a.checkpoint_copy) == (b.checkpoint, &b.checkpoint_copy)
+                && a.min_recovery_point_timeline == b.min_recovery_point_timeline
         };
         let frozen = instance::read_control(&self.cx.cluster.data_directory).and_then(|now| {
             if same(&now, self.control()) {
@@ -471,6 +475,16 @@ impl<'a> Attempt<'a> {
             segment_size: control.wal_segment_size,
             timeline,
         }
+    }
+
+    /// Returns the timeline that the set's data has come to. Between a promotion and the checkpoint after it, recovery
+    /// starts on the one before, and pg_control names the new one with minRecoveryPoint (CreateEndOfRecoveryRecord in
+    /// xlog.c). Without a floor, only the place is known where recovery starts.
+    pub(super) fn timeline(&self) -> TimelineId {
+        let start = self.wal_identity().timeline;
+        let has_floor = self.stopped.is_none() && self.floor.is_some();
+        let newest = TimelineId::new(self.control().min_recovery_point_timeline);
+        newest.filter(|_| has_floor).map_or(start, |newest| newest.max(start))
     }
 
     /// Returns whether the server is in recovery.

@@ -110,7 +110,12 @@ fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) 
     make_datasets(home, record)?;
     record.write_passfile()?;
     steps::reached("mirror.datasets")?;
-    primary.make_slot(&record.slot)?;
+    if !primary.make_new_slot(&record.slot)? {
+        // Another host's mirror was faster since the check. The slot is its own, and what is undone must not drop it.
+        let slot = std::mem::take(&mut record.slot);
+        home.write(record)?;
+        return refuse_slot(&slot);
+    }
     steps::reached("mirror.slot")?;
     fill::base_backup(home, record, facts)?;
     steps::reached("mirror.filled")?;
@@ -302,10 +307,7 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
     }
     let slot = slot_name(wanted);
     if primary.slot(&slot)?.is_some() {
-        return refuse(
-            format!("the primary has a slot \"{slot}\" already"),
-            "choose another with --slot; where nobody needs it: SELECT pg_drop_replication_slot(…)",
-        );
+        return refuse_slot(&slot);
     }
     if facts.free_slots < 1 {
         return refuse(
@@ -321,6 +323,13 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
         );
     }
     Ok(())
+}
+
+fn refuse_slot<T>(slot: &str) -> Result<T> {
+    refuse(
+        format!("the primary has a slot \"{slot}\" already"),
+        "choose another with --slot; where nobody needs it: SELECT pg_drop_replication_slot(…)",
+    )
 }
 
 /// Where the top dataset will be mounted.

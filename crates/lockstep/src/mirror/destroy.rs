@@ -3,6 +3,8 @@
 //! Only datasets that carry the mirror's mark as their own property are destroyed, and none with a snapshot that
 //! somebody may still want: sets are removed only if that is explicitly requested.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::create::refuse;
 use super::primary::Primary;
 use super::record::{Home, Kind, PROPERTY, Phase, Record};
@@ -15,6 +17,7 @@ use crate::files;
 use crate::names::ClusterName;
 use crate::set::journal::BackupJournal;
 use crate::set::unfinished as sets;
+use crate::set::{at_work, removal};
 use crate::steps;
 use crate::volume::zfs::DatasetName;
 
@@ -37,8 +40,8 @@ pub struct Also {
 /// Removes a mirror.
 ///
 /// # Errors
-/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots; or when a pool of it isn't there, or
-/// something can't be removed.
+/// [`crate::refusal::Refusal::Mirror`] while it has sets or foreign snapshots, or a dataset of it has another name; or
+/// when a pool of it isn't there, or something can't be removed.
 pub fn run(home: &Home, config: &Config, name: &ClusterName, also: Also) -> Result<Destroyed> {
     let Also { with_sets, is_lost } = also;
     home.find(name)?;
@@ -126,7 +129,8 @@ fn check_there(home: &Home, record: &Record, is_lost: bool) -> Result<()> {
     let datasets = record.places.iter().map(|place| &place.dataset);
     let what = format!("mirror \"{}\"", record.name);
     let give_up = format!("{} mirror destroy {} --lost", program(), record.name);
-    away::refuse(&home.zfs, datasets, &what, &give_up, is_lost)
+    away::refuse(&home.zfs, datasets, &what, &give_up, is_lost)?;
+    record.check_not_renamed(home)
 }
 
 fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Result<()> {
@@ -136,6 +140,12 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
         return refuse(
             format!("mirror \"{}\" has {count} backup sets", record.name),
             "they would be destroyed with it: add --with-sets if nobody needs them",
+        );
+    }
+    if let Some((set, repository)) = at_work::all(cx)?.into_iter().next() {
+        return refuse(
+            format!("set {set} is being shipped to repository {repository}"),
+            "wait for it, or stop it: nothing was changed",
         );
     }
     for place in &record.places {
@@ -151,7 +161,8 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
         }
         let ours: Vec<_> = good.iter().map(|set| set.set.snapshot_name()).collect();
         let damaged: Vec<_> = damaged.iter().map(|(set, _)| set.snapshot_name()).collect();
-        for snapshot in home.zfs.snapshots_of(&place.dataset)? {
+        let snapshots = home.zfs.snapshots_of(&place.dataset)?;
+        for snapshot in &snapshots {
             let name = snapshot.to_string();
             let known = ours.iter().chain(&damaged).any(|set| name.ends_with(&format!("@{set}")));
             if !known {
@@ -160,6 +171,23 @@ fn check_sets(home: &Home, record: &Record, cx: &Context, with_sets: bool) -> Re
                     "destroy it with zfs if nobody needs it",
                 );
             }
+        }
+        // What can't be destroyed is found first: half of a set, or a mirror without its server, is of no use.
+        for (snapshot, standing) in home.zfs.standing(&snapshots)? {
+            if let Some(why) = removal::stands(&snapshot, &standing, 1) {
+                return refuse(
+                    why,
+                    "release the hold with zfs if nobody needs it: nothing was changed",
+                );
+            }
+        }
+        let is_own = |below: &DatasetName| record.places.iter().any(|it| it.dataset == *below);
+        let mut below = home.zfs.children(&place.dataset)?.into_iter();
+        if let Some(below) = below.find(|below| !is_own(below)) {
+            return refuse(
+                format!("\"{below}\" is below \"{}\"", place.dataset),
+                "zfs rename it elsewhere, or destroy it if nobody needs it: nothing was changed",
+            );
         }
     }
     Ok(())
@@ -171,11 +199,14 @@ fn remove_sets(cx: &Context, record: &Record) -> Result<()> {
     let (good, damaged) = cx.state.sets()?;
     let places: Vec<_> = record.places.iter().map(|place| place.dataset.clone()).collect();
     let read = good.into_iter().map(|set| {
-        let datasets = set.volumes.iter().map(|volume| volume.dataset.clone()).collect();
-        (set.set, datasets)
+        // Its datasets may have had other names when the set was taken.
+        let taken_on = set.volumes.iter().map(|volume| volume.dataset.clone());
+        let datasets: BTreeSet<_> = taken_on.chain(places.iter().cloned()).collect();
+        (set.set, datasets.into_iter().collect())
     });
     for (set, datasets) in read.chain(damaged.into_iter().map(|(set, _)| (set, places.clone()))) {
-        sets::remove_set(cx, &BackupJournal { set, datasets, below: None, left: None })?;
+        let pools = BTreeMap::new();
+        sets::remove_set(cx, &BackupJournal { set, datasets, pools, below: None, left: None })?;
         steps::reached("mirror.destroy-set")?;
     }
     Ok(())
@@ -232,12 +263,21 @@ fn destroy_own(home: &Home, record: &Record, dataset: &DatasetName) -> Result<()
     Ok(())
 }
 
-/// Drops the slot. Returns the statement to run by hand if that failed.
+/// Drops the slot, if it has one. Returns the statement to run by hand if that failed.
 fn drop_slot(record: &Record) -> Option<String> {
-    let dropped = record
+    if record.slot.is_empty() {
+        return None;
+    }
+    let connected = record
         .conninfo()
-        .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
-        .and_then(|mut primary| primary.drop_slot(&record.slot));
+        .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()));
+    let dropped = connected.and_then(|mut primary| {
+        if let Some(difference) = primary.difference(&record.system_identifier)? {
+            tracing::warn!(slot = %record.slot, "{difference}: a slot there isn't this mirror's, and stays");
+            return Ok(());
+        }
+        primary.drop_slot(&record.slot)
+    });
     let error = dropped.err()?;
     tracing::warn!(error = %error.chain(), slot = %record.slot, "the slot stays on the primary, and keeps WAL there");
     Some(format!("SELECT pg_drop_replication_slot('{}');", record.slot.replace('\'', "''")))

@@ -3,6 +3,7 @@
 
 use pgfiles::lsn::SystemIdentifier;
 use postgres::Client;
+use postgres::error::SqlState;
 
 use super::record::StandbySettings;
 use crate::error::{Error, Result};
@@ -86,6 +87,32 @@ impl Primary {
                 Err(Error::failed(format!("the primary: {why}")).with_hint(hint))
             }
         }
+    }
+
+    /// Checks that it is the cluster with this system identifier.
+    ///
+    /// # Errors
+    /// When it is another one, or the statement fails.
+    pub(super) fn check_is(&mut self, system_identifier: &str) -> Result<()> {
+        self.difference(system_identifier)?.map_or(Ok(()), |words| Err(Error::failed(words)))
+    }
+
+    /// Says so if it isn't the cluster with this system identifier. After a pg_upgrade another one answers at its
+    /// address: a mirror can't follow that, and slots there are none of the mirror's.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub(super) fn difference(&mut self, system_identifier: &str) -> Result<Option<String>> {
+        let row = self
+            .client
+            .query_one("SELECT system_identifier FROM pg_control_system()", &[])
+            .map_err(|e| Error::sql("cannot ask the primary which cluster it is", e))?;
+        let found = SystemIdentifier::new(column::<i64>(&row, 0)?.cast_unsigned()).to_string();
+        Ok((found != system_identifier).then(|| {
+            format!(
+                "what answers there is another cluster: its system identifier is {found}, the mirror's is {system_identifier}"
+            )
+        }))
     }
 
     /// Asks for all facts.
@@ -183,10 +210,25 @@ impl Primary {
     /// # Errors
     /// The primary's reason.
     pub(super) fn make_slot(&mut self, name: &str) -> Result<()> {
-        self.client
-            .execute("SELECT pg_create_physical_replication_slot($1, true)", &[&name])
-            .map(drop)
-            .map_err(|e| Error::sql(format!("cannot make the slot \"{name}\" on the primary"), e))
+        match self.make_new_slot(name)? {
+            true => Ok(()),
+            false => Err(Error::failed(format!("the primary has a slot \"{name}\" already"))),
+        }
+    }
+
+    /// The same; returns whether it was made: not if there is one of that name, which is somebody else's.
+    ///
+    /// # Errors
+    /// The primary's reason.
+    pub(super) fn make_new_slot(&mut self, name: &str) -> Result<bool> {
+        let made =
+            self.client.execute("SELECT pg_create_physical_replication_slot($1, true)", &[&name]);
+        match made {
+            Err(e) if e.code() == Some(&SqlState::DUPLICATE_OBJECT) => Ok(false),
+            made => made.map(|_| true).map_err(|e| {
+                Error::sql(format!("cannot make the slot \"{name}\" on the primary"), e)
+            }),
+        }
     }
 
     /// Drops the slot; it is no error if it doesn't exist. A sender that still uses it is ended first.
@@ -205,9 +247,7 @@ impl Primary {
             match dropped {
                 Ok(_) => return Ok(()),
                 // The mirror's receiver ended a moment ago, and its sender hasn't noticed yet.
-                Err(e)
-                    if e.code() == Some(&postgres::error::SqlState::OBJECT_IN_USE) && tries > 0 =>
-                {
+                Err(e) if e.code() == Some(&SqlState::OBJECT_IN_USE) && tries > 0 => {
                     std::thread::sleep(std::time::Duration::from_millis(200));
                 }
                 Err(e) => {

@@ -127,7 +127,7 @@ pub struct Record {
     pub primary: String,
     /// The file with the password, read at create, start and recreate.
     pub password_file: Option<PathBuf>,
-    /// The physical slot on the primary.
+    /// The physical slot on the primary; empty if `create` found somebody else's of that name.
     pub slot: String,
     /// The primary's system identifier, as text because it doesn't fit a JSON number.
     pub system_identifier: String,
@@ -410,6 +410,38 @@ impl Record {
                 program()
             );
             return Err(Refusal::Mirror { what, needed }.into());
+        }
+        Ok(())
+    }
+
+    /// Refuses to make or destroy its datasets if one was renamed. Its server runs on that all the same, but datasets
+    /// are made and destroyed by name: another would be made in its place, or it would stay, with its server and with
+    /// the snapshots of its sets, and nobody would know it any more.
+    ///
+    /// # Errors
+    /// [`Refusal::Mirror`] with the dataset; also when ZFS fails.
+    pub(super) fn check_not_renamed(&self, home: &Home) -> Result<()> {
+        let (zfs, name) = (&home.zfs, self.name.as_str());
+        let mut gone = None;
+        for Place { dataset, .. } in &self.places {
+            if zfs.was_given(dataset, PROPERTY, name)? != Some(true) {
+                gone = gone.or(Some(dataset));
+            }
+        }
+        let Some(gone) = gone else { return Ok(()) };
+        for found in zfs.all_with(PROPERTY, name)? {
+            let is_known = self.places.iter().any(|place| place.dataset == found);
+            if is_known || zfs.carries(&found, "lockstep:owner", &home.owner)? != Some(true) {
+                continue;
+            }
+            let quoted = quote(found.as_str());
+            return Err(Refusal::Mirror {
+                what: format!("dataset \"{gone}\" was renamed, and \"{found}\" carries {PROPERTY}={name}"),
+                needed: format!(
+                    "`zfs rename` it back, and then run it again: nothing was changed. If it isn't the mirror's any more: `zfs inherit {PROPERTY} {quoted}`"
+                ),
+            }
+            .into());
         }
         Ok(())
     }

@@ -48,6 +48,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let cx = Context::open_as(config, name.clone(), &cluster)?;
     let _sets = cx.lock("mirror recreate")?;
     record.check_mounted(&home.zfs)?;
+    record.check_not_renamed(home)?;
     record.write_passfile()?;
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
@@ -68,10 +69,23 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     create::make_datasets(home, &record)?;
     record.check_mounted(&home.zfs)?;
     steps::reached("mirror.recreate-slot")?;
-    let how = fill_again(home, &record, &facts, rewind)?;
+    let mut how = fill_again(home, &record, &facts, rewind)?;
     steps::reached("mirror.recreate-filled")?;
     fill::make_standby(&record, &mut primary)?;
-    serve::launch(home, &mut record)?;
+    // Replay begins at the checkpoint before the timelines parted, from which on no slot has kept WAL on this primary.
+    if how == How::Rewind && !serve::launch_fed(home, &mut record)? {
+        tracing::warn!(
+            "the primary no longer has WAL that the mirror needs after pg_rewind: taking a base backup instead"
+        );
+        // The slot has gone back to where the mirror asked for WAL.
+        primary.drop_slot(&record.slot)?;
+        primary.make_slot(&record.slot)?;
+        how = fill_again(home, &record, &facts, false)?;
+        fill::make_standby(&record, &mut primary)?;
+        serve::launch(home, &mut record)?;
+    } else if how == How::BaseBackup {
+        serve::launch(home, &mut record)?;
+    }
     record.phase = Phase::Ready;
     home.write(&record)?;
     Ok(how)

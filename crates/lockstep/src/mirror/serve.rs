@@ -7,10 +7,11 @@
 
 use super::primary::Primary;
 use super::record::{Home, Record};
-use super::room;
+use super::{room, verdict};
+use crate::context::program;
 use crate::error::{Error, Result};
 use crate::files;
-use crate::postgres::server::{self, Launch, Stop};
+use crate::postgres::server::{self, Launch, Outcome, Stop};
 use crate::postgres::{instance, recovery};
 use crate::steps;
 
@@ -40,7 +41,11 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
     let asked = record
         .conninfo()
         .and_then(|conninfo| Primary::connect(&conninfo, record.password_file.as_deref()))
-        .and_then(|mut primary| Ok((primary.facts()?, primary)));
+        .and_then(|mut primary| {
+            // A slot that nobody can use would keep all of its WAL.
+            primary.check_is(&record.system_identifier)?;
+            Ok((primary.facts()?, primary))
+        });
     match asked {
         Ok((facts, mut primary)) => {
             let slot = primary.slot(&record.slot)?;
@@ -62,6 +67,22 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
 
 /// Starts it as recorded, and with higher settings if the WAL that it replays needs them.
 pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
+    if launch_fed(home, record)? {
+        return Ok(());
+    }
+    Err(Error::failed(format!(
+        "mirror \"{}\" isn't consistent, and the WAL that it needs is gone from its primary",
+        record.name
+    ))
+    .with_hint(format!(
+        "`{} mirror recreate {} --base-backup` takes a new base backup; with an archive, the mirror's restore_command can fetch that WAL",
+        program(),
+        record.name
+    )))
+}
+
+/// The same. Returns false, with its server stopped, if it would wait for ever for WAL that its primary no longer has.
+pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
     let user = record.credentials()?;
     let top = record.top();
     for folder in ["run", "log"] {
@@ -86,9 +107,13 @@ pub(super) fn launch(home: &Home, record: &mut Record) -> Result<()> {
         })?;
         steps::reached("mirror.launched")?;
         let name = &record.name;
-        let error = match server.wait_for_standby(|words| tracing::info!("mirror {name}: {words}"))
-        {
-            Ok(()) => return Ok(()),
+        let tell = |words: &str| tracing::info!("mirror {name}: {words}");
+        let error = match server.wait_for_fed_standby(tell, verdict::is_starved) {
+            Ok(Outcome::Starved) => {
+                server.stop(Stop::Fast)?;
+                return Ok(false);
+            }
+            Ok(_) => return Ok(true),
             Err(error) => error,
         };
         // Whoever undoes this finds a server by its postmaster.pid.
@@ -155,6 +180,9 @@ fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {
     .map(|(name, value)| (name.to_owned(), value))
     .collect::<Vec<_>>();
     all.extend(recovery::of_older(major));
+    // In the primary's postgresql.conf these have no effect there. Here they would clean up its archive, hold replay
+    // back, or end it at the target of an older recovery.
+    all.extend(recovery::neutral());
     for (name, value) in &record.settings {
         all.retain(|(known, _)| known != name);
         all.push((name.clone(), value.clone()));
@@ -177,6 +205,14 @@ mod tests {
         assert_eq!(of("max_connections")[0].1, "100");
         assert_eq!(of("unix_socket_permissions")[0].1, "0700");
         assert_eq!((of("promote_trigger_file").len(), of("stats_temp_directory").len()), (1, 0));
+        for (name, value) in [
+            ("archive_cleanup_command", ""),
+            ("recovery_min_apply_delay", "0"),
+            ("recovery_target_time", ""),
+            ("recovery_target_timeline", "latest"),
+        ] {
+            assert_eq!(of(name), [&(name.to_owned(), value.to_owned())]);
+        }
         // The primary's connection string isn't on the command line.
         assert!(of("primary_conninfo").is_empty());
     }

@@ -141,6 +141,7 @@ fn ask_primary(record: &Record) -> Result<Theirs, String> {
     let asked = || {
         let conninfo = record.conninfo()?;
         let mut primary = Primary::connect(&conninfo, record.password_file.as_deref())?;
+        primary.check_is(&record.system_identifier)?;
         let (current, _) = primary.position()?;
         Ok(Theirs { current, slot: primary.slot(&record.slot)? })
     };

@@ -302,6 +302,15 @@ pub(super) fn wal_gone(log: &[String]) -> Option<String> {
     gone.and_then(|_| last_with(log, &[REMOVED]))
 }
 
+/// Whether the primary has answered again and again that it no longer has the WAL that the mirror needs, and no archive
+/// delivered any since.
+pub(super) fn is_starved(log: &[String]) -> bool {
+    const OFTEN: usize = 3;
+    let restored = log.iter().rposition(|line| line.contains("restored log file"));
+    let since = &log[restored.map_or(0, |at| at + 1)..];
+    since.iter().filter(|line| line.contains(REMOVED)).count() >= OFTEN
+}
+
 const REMOVED: &str = "has already been removed";
 
 /// What a server answers to a connection while it starts, recovers or shuts down, including our own. It explains
@@ -333,6 +342,19 @@ pub fn lag_bytes(current: &str, replayed: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_that_gets_no_wal_from_anywhere_is_starved() {
+        let gone = "t [7] FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000020000000000000005 has already been removed".to_owned();
+        let restored = "t [6] LOG:  restored log file \"000000020000000000000005\" from archive";
+        let mut log = vec![gone.clone(); 2];
+        assert!(!is_starved(&log));
+        log.push(gone.clone());
+        assert!(is_starved(&log));
+        log.push(restored.to_owned());
+        log.extend(vec![gone; 2]);
+        assert!(!is_starved(&log));
+    }
 
     fn slot(status: &str) -> Slot {
         Slot {

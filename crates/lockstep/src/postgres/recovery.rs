@@ -173,7 +173,8 @@ pub fn lasting(recovery: &Recovery, directory: &Path, port: Option<u16>) -> Vec<
 
 /// Overrides what postgresql.conf says, which was the original's. PostgreSQL applies settings in order, and refuses
 /// an empty target after another one, so these come first.
-fn neutral() -> Vec<(String, String)> {
+#[must_use]
+pub fn neutral() -> Vec<(String, String)> {
     NEUTRAL.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec()
 }
 

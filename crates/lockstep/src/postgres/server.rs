@@ -73,6 +73,8 @@ pub enum Outcome {
     ShutDown,
     /// It is a standby and accepts reads.
     Follows,
+    /// It is a standby that can't become consistent.
+    Starved,
 }
 
 /// How to stop a server.
@@ -175,12 +177,28 @@ impl Server {
     /// # Errors
     /// When the server dies, with its own words.
     pub fn wait_for_standby(&mut self, progress: impl FnMut(&str)) -> Result<()> {
-        let is_consistent = |server: &Self, has_ended| {
+        self.wait_for_fed_standby(progress, |_| false).map(drop)
+    }
+
+    /// The same, but the outcome is [`Outcome::Starved`] once `is_starved` finds in what the server said that it can't
+    /// get WAL that it needs: it would wait for that for ever.
+    ///
+    /// # Errors
+    /// As [`Self::wait_for_standby`].
+    pub fn wait_for_fed_standby(
+        &mut self,
+        progress: impl FnMut(&str),
+        is_starved: impl Fn(&[String]) -> bool,
+    ) -> Result<Outcome> {
+        let done = |server: &Self, has_ended| {
             let lets_nobody_in = server.says(&["standby"], has_ended)
                 && server.has_said("consistent recovery state reached");
-            (lets_nobody_in || server.says(&["ready"], has_ended)).then_some(Outcome::Follows)
+            if lets_nobody_in || server.says(&["ready"], has_ended) {
+                return Some(Outcome::Follows);
+            }
+            (!has_ended && is_starved(server.said())).then_some(Outcome::Starved)
         };
-        self.watch("not consistent yet", "in recovery", progress, is_consistent).map(drop)
+        self.watch("not consistent yet", "in recovery", progress, done)
     }
 
     /// Whether postmaster.pid has one of these states. PM_STATUS_READY is written when connections are accepted, on a

@@ -1,6 +1,8 @@
 //! Restores a volume from a repository into a dataset with `zfs receive`: into a new one, or on top of an existing
 //! one, from a snapshot that the repository knows.
 
+use std::time::Duration;
+
 use super::build::Build;
 use super::fold::Fold;
 use super::placement::PlacedVolume;
@@ -12,7 +14,12 @@ use crate::progress::Progress;
 use crate::repository::ShippedVolume;
 use crate::steps;
 use crate::volume::mounts::Mounts;
-use crate::volume::zfs::{DatasetName, Zfs};
+use crate::volume::zfs::{DatasetName, Zfs, met_an_unmount};
+
+/// How many times an increment is received if ZFS is still unmounting the dataset ([`met_an_unmount`]), and the pause
+/// before each.
+const RECEIVES: u32 = 3;
+const RECEIVE_PAUSE: Duration = Duration::from_secs(1);
 
 /// A volume that becomes a dataset.
 pub(super) struct Receiving<'a> {
@@ -148,13 +155,38 @@ impl Receiving<'_> {
             chain: &self.from.deltas(self.shipped, Some(since))?,
             since: Some(since),
         };
-        fold.receive(&self.build.cx.zfs, self.dataset, &Progress::on_stderr(), &|| false)
+        let mut tries = 1;
+        loop {
+            let received =
+                fold.receive(&self.build.cx.zfs, self.dataset, &Progress::on_stderr(), &|| false);
+            let Err(error) = received else { return Ok(()) };
+            if !met_an_unmount(&error) {
+                return Err(error);
+            }
+            if self.received()? == Some(self.from.guid(self.shipped)?.to_string()) {
+                tracing::debug!(dataset = %self.dataset, error = %error.chain(), "received all the same");
+                return Ok(());
+            }
+            if tries == RECEIVES {
+                return Err(error);
+            }
+            tracing::debug!(dataset = %self.dataset, error = %error.chain(), tries, "received again");
+            tries += 1;
+            std::thread::sleep(RECEIVE_PAUSE);
+            steps::reached("restore.receive-again")?;
+        }
+    }
+
+    /// Returns the GUID of the dataset's snapshot that has the name of the set's.
+    fn received(&self) -> Result<Option<String>> {
+        let snapshot = self.dataset.snapshot(&self.placed.origin.name);
+        Ok(self.build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string()))
     }
 
     /// Checks that the received snapshot is the set's.
     fn check(&self) -> Result<()> {
         let snapshot = self.dataset.snapshot(&self.placed.origin.name);
-        let found = self.build.cx.zfs.find_snapshot(&snapshot)?.map(|facts| facts.guid.to_string());
+        let found = self.received()?;
         let expected = self.from.guid(self.shipped)?.to_string();
         if found.as_deref() == Some(expected.as_str()) {
             received::mark(self.build, &snapshot);

@@ -3,6 +3,7 @@
 //! A journal entry lets the next process undo what a killed one left: it names every dataset and folder before they
 //! are made.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -22,6 +23,9 @@ pub struct BackupJournal {
     pub set: SetId,
     /// The datasets on which it may have snapshots.
     pub datasets: Vec<DatasetName>,
+    /// The GUIDs of their pools, by which these are known under another name. Older versions don't record them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub pools: BTreeMap<String, Guid>,
     /// A ZFS that takes only one snapshot per command uses `-r` to make simultaneous ones: on all datasets at and
     /// below this one, even those that aren't the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]

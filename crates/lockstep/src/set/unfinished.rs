@@ -32,7 +32,9 @@ pub fn adopt() -> String {
 /// # Errors
 /// When ZFS fails.
 pub fn is_marked_complete(cx: &Context, entry: &BackupJournal) -> Result<bool> {
-    for dataset in &entry.datasets {
+    let (snapshots, _) = snapshots_of(cx, entry)?;
+    let datasets: BTreeSet<_> = snapshots.into_iter().map(|snapshot| snapshot.dataset).collect();
+    for dataset in &datasets {
         let tagged = cx.zfs.tagged_snapshots(dataset)?;
         let is_of_it = |one: &Tagged| one.set == entry.set.as_str() && one.state == COMPLETE;
         if tagged.iter().any(is_of_it) {
@@ -57,9 +59,9 @@ pub fn remove(cx: &Context) -> Result<()> {
     for (path, entry) in journal::read_all::<BackupJournal>(&folder)? {
         let done = if cx.state.is_complete(entry.set.as_str()) {
             // Killed after the manifest: the set is good, only its marks are missing.
-            let name = entry.set.snapshot_name();
-            let snapshots: Vec<_> = entry.datasets.iter().map(|d| d.snapshot(&name)).collect();
-            cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| true)
+            snapshots_of(cx, &entry).and_then(|(snapshots, away)| {
+                cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| away.is_empty())
+            })
         } else if is_marked_complete(cx, &entry)? {
             tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {}", adopt());
             Ok(true)
@@ -88,19 +90,9 @@ pub fn remove(cx: &Context) -> Result<()> {
 /// When a snapshot exists and can't be destroyed; the others are gone then.
 pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
     let name = entry.set.snapshot_name();
-    let mut all_seen = true;
-    let mut there = Vec::new();
-    for dataset in &entry.datasets {
-        if cx.zfs.exists(dataset.as_str())? {
-            there.push(dataset.snapshot(&name));
-            continue;
-        }
-        // If its owner destroyed the dataset, its snapshots are gone too; a pool that is merely exported may come
-        // back with them.
-        if !cx.zfs.exists(dataset.pool())? {
-            tracing::warn!(%dataset, set = %entry.set, "its pool isn't imported; its snapshot is removed once it is");
-            all_seen = false;
-        }
+    let (mut there, away) = snapshots_of(cx, entry)?;
+    for dataset in &away {
+        tracing::warn!(%dataset, set = %entry.set, "its pool isn't imported; its snapshot is removed once it is");
     }
     if let Some(parent) = &entry.below {
         // Killed between the recursive snapshot and the removal of its strays.
@@ -115,7 +107,52 @@ pub fn remove_set(cx: &Context, entry: &BackupJournal) -> Result<bool> {
             "destroy the clone or release the hold with zfs: the next backup removes the rest",
         ));
     }
-    Ok(all_seen)
+    Ok(away.is_empty())
+}
+
+/// Returns where the snapshots of a begun backup may be, and those of its datasets whose pool isn't imported. A `zfs
+/// rename` takes the snapshots along, and so does a `zpool import` under another name: there they are known by their
+/// marks, which a copy doesn't have as its own.
+fn snapshots_of(
+    cx: &Context,
+    entry: &BackupJournal,
+) -> Result<(Vec<SnapshotName>, Vec<DatasetName>)> {
+    let name = entry.set.snapshot_name();
+    let (mut there, mut away, mut pools) = (Vec::new(), Vec::new(), BTreeSet::new());
+    for dataset in &entry.datasets {
+        if cx.zfs.exists(dataset.as_str())? {
+            there.push(dataset.snapshot(&name));
+            continue;
+        }
+        // If its owner destroyed the dataset, its snapshots are gone too; a pool that is merely exported may come
+        // back with them.
+        match pool_now(cx, entry, dataset)? {
+            Some(pool) => drop(pools.insert(pool)),
+            None => away.push(dataset.clone()),
+        }
+    }
+    for pool in &pools {
+        let named = cx.zfs.snapshots_named(pool, |found| found == name)?;
+        there.extend(cx.zfs.carrying(&named, "lockstep:owner")?);
+    }
+    there.sort();
+    there.dedup();
+    Ok((there, away))
+}
+
+/// Returns the pool of a dataset by its present name; `None` if it isn't imported.
+fn pool_now(
+    cx: &Context,
+    entry: &BackupJournal,
+    dataset: &DatasetName,
+) -> Result<Option<DatasetName>> {
+    let name = dataset.pool();
+    if cx.zfs.exists(name)? {
+        return DatasetName::new(name).map(Some).map_err(Error::failed);
+    }
+    let Some(guid) = entry.pools.get(name) else { return Ok(None) };
+    let is_it = |pool: &DatasetName| cx.zfs.pool_guid(pool.as_str()) == Some(*guid);
+    Ok(cx.zfs.pools()?.into_iter().find(is_it))
 }
 
 /// Destroys the existing ones, and returns what keeps the others. Dependents are checked first: a snapshot that

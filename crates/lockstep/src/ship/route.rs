@@ -192,17 +192,19 @@ impl<'a> Bases<'a> {
             }
         }
         let asked: Vec<_> = newest.values().flatten().chain(&own).cloned().collect();
-        let mut facts = zfs.bases(&asked)?;
-        let newest = newest.into_iter().map(|(dataset, names)| {
-            let of_dataset = facts.drain(..names.len()).collect();
-            (dataset.clone(), of_dataset)
-        });
-        let newest = newest.collect();
+        let facts = zfs.bases(&asked)?;
+        // One that was removed meanwhile isn't among them.
+        let found = |name: &String| facts.iter().find(|base| base.name == *name).cloned();
+        let of_dataset = |(dataset, names): (&DatasetName, Vec<String>)| {
+            (dataset.clone(), names.iter().filter_map(found).collect())
+        };
+        let newest = newest.into_iter().map(of_dataset).collect();
         let of_own = |base: Base| {
             let (dataset, _) = base.name.split_once('@')?;
             Some((DatasetName::new(dataset).ok()?, base.createtxg))
         };
-        Ok(Self { zfs, newest, older, own: facts.into_iter().filter_map(of_own).collect() })
+        let own = own.iter().filter_map(found).filter_map(of_own).collect();
+        Ok(Self { zfs, newest, older, own })
     }
 
     /// Returns the snapshots and bookmarks that the volume's snapshot could be an increment to, newest first, back to

@@ -2,11 +2,13 @@
 //! and restores that are removed.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
+use crate::support;
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{command, must, wait_until};
 use crate::support::fixture::{Fixture, assert_clean};
-use crate::support::layout::two_pools_four_datasets;
+use crate::support::layout::{Layout, Wal, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Restored, Set, exit};
 use crate::support::pools::path_with_turns;
 use crate::support::shipping;
@@ -30,6 +32,10 @@ fn folder(restored: &Restored) -> &str {
 
 /// Runs blocks of the page, with this restore's values instead of those in the first block.
 fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
+    must(&mut shell(fixture, restored, places, names));
+}
+
+fn shell(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) -> Command {
     let server = restored.server();
     let oids: Vec<_> = ["ts1", "ts2"]
         .map(|name| {
@@ -63,7 +69,9 @@ fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
         }
     }
     names.iter().for_each(|name| script.push_str(&format!("{}\n", block(name))));
-    must(command("bash", ["-c", &script]).env("PATH", path_with_turns()));
+    let mut shell = command("bash", ["-c", &script]);
+    shell.env("PATH", path_with_turns());
+    shell
 }
 
 /// The settings that the page says to set again: the fixture sets them all with `ALTER SYSTEM`.
@@ -215,6 +223,34 @@ fn clones_take_the_place_of_the_original_and_keep_its_sets() {
     assert_clean(&fixture);
 }
 
+/// With the data directory's dataset, those below it would be renamed, and the cluster would be in pieces; what was
+/// live among them would be destroyed with `…-before`.
+#[test]
+fn clones_of_datasets_that_are_below_one_another_change_no_places() {
+    let layout = Layout::new(&["a"], "data/pg", Wal::Linked("wal/pg_wal".to_owned()))
+        .dataset(0, "data", "data")
+        .dataset(0, "data/wal", "wal")
+        .dataset(0, "data/ts1", "ts1")
+        .dataset(0, "data/ts2", "ts2")
+        .tablespace("ts1", "ts1")
+        .tablespace("ts2", "ts2");
+    let fixture = Fixture::new(layout);
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    fixture.cluster.stop(Stop::Fast);
+    let pool = &fixture.pools[0].name;
+    let names = || zfs(&["list", "-H", "-o", "name,origin,mountpoint", "-r", pool]);
+    let before = names();
+    let outcome = support::command::run(&mut shell(&fixture, &restored, "", &["stop", "clones"]));
+    assert!(!outcome.ok(), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("and renamed with it: "), "{}", outcome.describe());
+    assert_eq!(names(), before);
+    run(&fixture, &restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
 #[test]
 fn a_restore_goes_and_leaves_nothing() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -222,7 +258,14 @@ fn a_restore_goes_and_leaves_nothing() {
     let lockstep = shipping::with_repository(&fixture);
     let set = lockstep.backup("label");
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("clones"), &[]);
+    // Somebody's copy of one of its datasets, with the properties.
+    let own = restored.json["datasets"][0].as_str().expect("its dataset");
+    let copy = format!("{}/copy", fixture.pools[0].name);
+    zfs(&["snapshot", &format!("{own}@sent")]);
+    let send = format!("zfs send -p {own}@sent | zfs receive -u {copy}");
+    must(command("sh", ["-c", &send]).env("PATH", path_with_turns()));
     run(&fixture, &restored, "", &["remove"]);
+    zfs(&["destroy", "-r", &copy]);
     let parent = format!("{}/main", fixture.pools[0].name);
     let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("datasets"), &more);

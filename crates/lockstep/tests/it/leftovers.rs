@@ -11,7 +11,7 @@ use crate::support::faults::{
 use crate::support::fixture::Fixture;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
-use crate::support::pools::{property, release_and_destroy, zfs};
+use crate::support::pools::{patiently, property, release_and_destroy, zfs};
 use crate::support::shipping::{discard, other_host, with_repository};
 use rustix::process::Signal;
 use std::fs;
@@ -42,6 +42,52 @@ fn a_killed_backup_whose_snapshot_somebody_holds() {
     let set = lockstep.backup("label").id;
     assert_nothing_remains(&fixture, &[], "once nobody holds it");
     assert_restorable(&fixture, &set);
+}
+
+/// Its snapshots went along with a dataset that was renamed, and with a pool that was imported under another name. A
+/// copy is somebody's.
+#[test]
+fn a_killed_backup_whose_dataset_and_pool_were_renamed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    kill_at(&fixture, "backup.manifest", &["backup", "--strategy", "label"]);
+    wait_for_no_session(&fixture);
+    let killed = fixture.snapshots();
+    assert_eq!(killed.len(), 4, "{killed:?}");
+    fixture.cluster.stop(Stop::Fast);
+    let dataset = |mount: &str| {
+        let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == mount);
+        &fixture.datasets[place.expect("it has that")]
+    };
+    let ts1 = dataset("ts1");
+    let (renamed, copy) = (format!("{ts1}-renamed"), format!("{ts1}-copy"));
+    let snapshot = killed.iter().find(|name| name.starts_with(&format!("{ts1}@")));
+    let send = format!("zfs send {} | zfs receive -u {copy}", snapshot.expect("it has one"));
+    must(&mut command("sh", ["-c", &send]));
+    let rename = |from: &str, to: &str| {
+        for words in [&["unmount", from][..], &["rename", from, to], &["mount", to]] {
+            patiently("zfs", words, || ()).expect("nobody is in it");
+        }
+    };
+    rename(ts1, &renamed);
+    let pool = &fixture.pools[1];
+    let images = pool.image.parent().and_then(Path::to_str).expect("UTF-8");
+    let other = format!("{}-renamed", pool.name);
+    patiently("zpool", &["export", &pool.name], || ()).expect("it is idle");
+    must(&mut command("zpool", ["import", "-d", images, &pool.name, &other]));
+    fixture.cluster.start();
+    let set = fixture.lockstep().backup("label").id;
+    let all = zfs(&["list", "-H", "-t", "snapshot", "-o", "name"]);
+    let id = killed[0].split_once('@').expect("a snapshot").1;
+    let left: Vec<_> = all.lines().filter(|name| name.ends_with(id)).collect();
+    assert_eq!(left, [format!("{copy}@{id}")]);
+    assert_restorable(&fixture, &set);
+    zfs(&["destroy", "-r", &copy]);
+    fixture.lockstep().expect(exit::DONE, &["prune", "--local", "--set", &set]);
+    fixture.cluster.stop(Stop::Fast);
+    rename(&renamed, ts1);
+    patiently("zpool", &["export", &other], || ()).expect("it is idle");
+    must(&mut command("zpool", ["import", "-d", images, &other, &pool.name]));
+    assert_nothing_remains(&fixture, &[], "under other names");
 }
 
 #[test]
@@ -409,6 +455,33 @@ fn what_zfs_makes_once_its_command_was_killed_goes_as_well() {
     }
     fixture.discard_set(&set);
     assert_nothing_remains(&fixture, &[], "once zfs has ended");
+}
+
+/// The same for a `zfs receive` that had all of its stream when Lockstep was killed: what it makes carries no mark yet.
+#[test]
+fn what_zfs_still_receives_for_a_killed_restore_is_waited_for() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label").id;
+    let (to, parent) = (fixture.target("late"), format!("{}/late", fixture.pools[0].name));
+    zfs(&["create", "-o", "mountpoint=none", &parent]);
+    let [stream, begun] = ["stream", "begun"].map(|name| fixture.root().join(name));
+    let cases = format!(
+        "\"receive -u \"*) cat >'{0}'.$$; touch '{1}'; sleep 4; zfs \"$@\" <'{0}'.$$; exit;;",
+        stream.display(),
+        begun.display()
+    );
+    let slow = pretending(&fixture, &lockstep, "slow-receive", &cases);
+    let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let mut program = slow.spawn(&restore_arguments(&set, &to, &more));
+    wait_until("zfs has all of a stream", LIMIT, || begun.exists());
+    program.kill();
+    assert_eq!(program.wait(LIMIT).signal, Some(9));
+    lockstep.backup("label");
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let left = zfs(&["list", "-H", "-o", "name", "-r", &parent]);
+    assert_eq!(left.trim(), parent, "zfs went on");
+    zfs(&["destroy", &parent]);
 }
 
 /// What no journal and no record knows is reported, with the command that removes it, and doesn't stop other commands

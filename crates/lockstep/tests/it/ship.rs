@@ -5,11 +5,13 @@ use std::fs;
 
 use crate::support::checker::Checker;
 use crate::support::cluster::Stop;
+use crate::support::commands::pretending;
 use crate::support::fixture::Fixture;
 use crate::support::layout::{Layout, nested_wal, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{Lockstep, Set, exit, json_of};
+use crate::support::pools::zfs;
 use crate::support::shipping::{NAME, assert_received, discard, folder, packs, with_repository};
 use serde_json::json;
 
@@ -45,6 +47,38 @@ impl Prepared {
         checker.check_and_stop(restored.server()).assert_right(&set.id);
         discard(&self.fixture, &directory, &parent);
     }
+}
+
+/// Other tools remove their snapshots, and `prune` removes sets, while a shipment looks for what it is an increment to.
+#[test]
+fn a_snapshot_that_is_gone_when_its_guid_is_asked_for() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let dataset = &fixture.datasets[0];
+    for name in ["one", "two", "three"] {
+        zfs(&["snapshot", &format!("{dataset}@{name}")]);
+    }
+    // When this is asked for, it is gone.
+    let without = |snapshot: &str, name: &str| {
+        let cases = format!(
+            "'get -Hp -o name,property,value guid,createtxg '*'{snapshot}'*)\n\
+             zfs release lockstep '{snapshot}'; zfs destroy '{snapshot}'; exec zfs \"$@\";;"
+        );
+        pretending(&fixture, &lockstep, name, &cases)
+    };
+    let older = without(&format!("{dataset}@two"), "theirs").backup("label").id;
+    lockstep.backup("label");
+    let last = without(&format!("{dataset}@lockstep-{older}"), "own").backup("label");
+    let shipped = &last.json["repositories"][0];
+    assert_eq!(shipped["complete"], true, "{}", last.json);
+    let volumes = shipped["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"] != json!(null)), "increments: {shipped}");
+    for name in ["one", "three"] {
+        zfs(&["destroy", &format!("{dataset}@{name}")]);
+    }
+    let left = fixture.snapshots();
+    assert!(!left.contains(&format!("{dataset}@two")), "it wasn't asked for: {left:?}");
+    assert!(!left.contains(&format!("{dataset}@lockstep-{older}")), "{left:?}");
 }
 
 /// Only the user of this process should see these.

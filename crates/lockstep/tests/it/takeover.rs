@@ -3,6 +3,7 @@
 
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{as_postgres, command, must, run, wait_until};
+use crate::support::commands::pretending;
 use crate::support::faults::{Hooks, assert_said, entries, restore_arguments};
 use crate::support::fixture::Fixture;
 use crate::support::layout::{Layout, one_pool, two_pools_four_datasets};
@@ -751,4 +752,41 @@ fn a_host_that_is_kept_has_the_newest_snapshot_alone() {
     assert_eq!(restored.server().value("postgres", ROWS), "8 16");
     restored.server().stop(Stop::Fast);
     assert_eq!(there()[0], [seventh]);
+}
+
+/// What zfs-fuse says of a dataset that it is still unmounting when everything has come: it may have received it all
+/// the same, or may have given it up.
+#[test]
+fn a_receive_that_meets_an_unmount_is_done_or_repeated() {
+    let (fixture, lockstep) = prepare(one_pool());
+    let parent = format!("{}/standby", fixture.pools[0].name);
+    let to = fixture.target("unmounting");
+    let host = other_host(&fixture, "unmounting", &to.join("data"));
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    host.restore(&lockstep.backup("label").id, &to, &more);
+    more.push("--delta");
+    fixture.cluster.execute(&["INSERT INTO one VALUES (1)", "INSERT INTO two VALUES (2)"]);
+    let newer = lockstep.backup("label").id;
+    let given_up = fixture.root().join("given-up");
+    let says = "echo 'cannot receive incremental stream: I/O error' >&2; exit 1;;";
+    let cases = format!(
+        "\"receive -u {parent}/data\") zfs \"$@\"; {says}\n\
+         \"receive -u {parent}/tablespace\"*) [ ! -e '{0}' ] || exec zfs \"$@\"; touch '{0}'; cat >/dev/null; {says}",
+        given_up.display()
+    );
+    let hasty = pretending(&fixture, &host, "unmounting-bin", &cases);
+    hasty.expect(exit::DONE, &restore_arguments(&newer, &to, &more));
+    assert!(given_up.exists(), "nothing was given up");
+    let restored = host.restore_and_start(&newer, &to, &more);
+    assert_eq!(restored.server().value("postgres", ROWS), "2 4");
+    restored.server().stop(Stop::Fast);
+
+    // Disks that can't be read say the same, again and again.
+    fixture.cluster.execute(&["INSERT INTO one VALUES (1)"]);
+    let newest = lockstep.backup("label").id;
+    let cases = format!("\"receive -u {parent}/data\") cat >/dev/null; {says}");
+    let broken = pretending(&fixture, &host, "broken-bin", &cases);
+    let failed = broken.expect(exit::FAILED, &restore_arguments(&newest, &to, &more));
+    assert_said(&failed, &["I/O error", "zpool status -v", "--delta continues with it"]);
+    host.restore(&newest, &to, &more);
 }

@@ -148,6 +148,25 @@ impl Zfs {
         Ok(names.filter(|name| name != of).collect())
     }
 
+    /// The filesystems in all imported pools that carry `property=value` as their own.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn all_with(&self, property: &str, value: &str) -> Result<Vec<DatasetName>> {
+        let columns = format!("name,{property}");
+        let listed = self.run(["list", "-H", "-t", "filesystem", "-o", &columns])?.stdout;
+        let shown = listed.lines().filter_map(|line| line.split_once('\t'));
+        let shown = shown.filter(|(_, shown)| *shown == value);
+        let mut all = Vec::new();
+        for (name, _) in shown {
+            let name = parse::dataset(name)?;
+            if self.carries(&name, property, value)? == Some(true) {
+                all.push(name);
+            }
+        }
+        Ok(all)
+    }
+
     /// Destroys a dataset if it carries `property=value` as its own; returns whether it is gone.
     ///
     /// # Errors

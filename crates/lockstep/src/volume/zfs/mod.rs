@@ -31,7 +31,7 @@ pub use filesystem::mountpoints_in;
 pub use guid::Guid;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
 pub use standing::Standing;
-pub use stream::{Base, SendSpec};
+pub use stream::{Base, SendSpec, met_an_unmount};
 pub use suspended::{Away, Suspended};
 
 use crate::error::Result;

@@ -36,6 +36,11 @@ pub(super) fn is_busy(error: &CommandError) -> bool {
     error.stderr().contains("busy")
 }
 
+/// Something couldn't be read or written. zfs-fuse says it, too, where a file system is being unmounted.
+pub(super) fn is_io_error(error: &CommandError) -> bool {
+    error.stderr().contains("I/O error")
+}
+
 /// It isn't permitted. For root only a mount is ever refused like that, because the loaded key isn't the dataset's.
 pub(super) fn is_denied(error: &CommandError) -> bool {
     error.stderr().contains("ermission denied")

@@ -73,7 +73,8 @@ fn openzfs_is_understood() {
     says(is_suspended, "");
     let (command, status) = (String::new(), ExitStatus::from_raw(256));
     let stderr = "cannot open 'sus/d': pool I/O is currently suspended\n".to_owned();
-    assert!(is_suspended(&CommandError::Exit { command, status, stderr }));
+    let suspended = CommandError::Exit { command, status, stderr };
+    assert!(is_suspended(&suspended) && !is_io_error(&suspended));
     let listed = "fast\tONLINE\t17\nsus 1\tSUSPENDED\t-\nSUSPENDED\tDEGRADED\t18\n";
     let pools = parse::pools(listed);
     assert_eq!(pools.suspended, BTreeSet::from(["sus 1".to_owned()]));
@@ -99,6 +100,11 @@ fn zfs_fuse_is_understood() {
     says(is_taken, "clone-exists hold-again receive-exists snapshot-exists");
     says(is_busy, "destroy-busy destroy-held destroy-pool-busy unmount-busy");
     says(is_held_already, "hold-again");
+    // No capture was made while a file system was being unmounted; this is what zfs-fuse says then.
+    says(is_io_error, "");
+    let (command, status) = (String::new(), ExitStatus::from_raw(256));
+    let stderr = "cannot receive incremental stream: I/O error\n".to_owned();
+    assert!(is_io_error(&CommandError::Exit { command, status, stderr }));
     says(
         knows_no_property,
         "clone-list-of-snapshot receive-resume receive-resume-token zfs-get-fields

@@ -87,7 +87,11 @@ impl Zfs {
     }
 
     /// Properties of those of these snapshots that still exist: some may have been removed since they were listed.
-    fn get_of_existing(&self, names: &[String], properties: &[&str]) -> Result<Properties> {
+    pub(super) fn get_of_existing(
+        &self,
+        names: &[String],
+        properties: &[&str],
+    ) -> Result<Properties> {
         match self.get(names, properties) {
             Err(Error::Command { error, .. }) if said::is_absent(&error) => {}
             got => return got,

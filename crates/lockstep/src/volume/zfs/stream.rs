@@ -71,7 +71,9 @@ impl Zfs {
     /// # Errors
     /// When it can't be started.
     pub fn receive(&self, dataset: &DatasetName) -> Result<Piped<ChildStdin>> {
-        Ok(Program::new("zfs").args(["receive", "-u", dataset.as_str()]).write_to()?)
+        // Without -v it prints nothing. What is in the pipe when Lockstep is killed may be all that it still needs.
+        let program = Program::new("zfs").args(["receive", "-u", dataset.as_str()]);
+        Ok(program.holding(self.held()).write_to()?)
     }
 
     /// Those of `datasets` that have an interrupted receive that can be resumed (`zfs receive -s`). Until it is
@@ -180,18 +182,19 @@ impl Zfs {
         Ok(names.collect())
     }
 
-    /// Looks up the snapshots and bookmarks with these names; for each, ZFS must look into its pool.
+    /// Looks up those of the snapshots and bookmarks with these names that still exist: whoever made them may remove
+    /// them at any time. For each, ZFS must look into its pool.
     ///
     /// # Errors
-    /// When one doesn't exist, or ZFS fails.
+    /// When ZFS fails.
     pub fn bases(&self, names: &[String]) -> Result<Vec<Base>> {
         let mut bases = Vec::new();
         for some in names.chunks(AT_ONCE) {
-            let all = self.get(some, &["guid", "createtxg"])?;
+            let all = self.get_of_existing(some, &["guid", "createtxg"])?;
             for name in some {
+                let Some(of) = all.get(name) else { continue };
                 let number = |property: &str| {
-                    let text = all.get(name).and_then(|of| of.get(property));
-                    parse::number(text.map_or("", String::as_str), property)
+                    parse::number(of.get(property).map_or("", String::as_str), property)
                 };
                 bases.push(Base {
                     name: name.clone(),
@@ -237,4 +240,12 @@ impl Zfs {
         }
         Ok(list("snapshot")?.stdout)
     }
+}
+
+/// Whether a `zfs receive` into an existing dataset may have met its unmounting. zfs-fuse goes on with that after `zfs
+/// unmount` has ended, and a receive that ends meanwhile fails with "I/O error", whether or not its snapshot is there
+/// (zfs_ioc_recv in zfs_ioctl.c, zfsvfs_teardown in zfs_vfsops.c).
+#[must_use]
+pub fn met_an_unmount(error: &Error) -> bool {
+    matches!(error, Error::Command { error, .. } if said::is_io_error(error))
 }

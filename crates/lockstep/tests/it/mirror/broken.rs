@@ -338,6 +338,73 @@ fn another_way_than_its_primary() {
     heir.stop(Stop::Immediate);
 }
 
+/// After pg_rewind the mirror needs WAL from before the failover, which the new primary has removed by now.
+#[test]
+fn another_way_than_its_primary_whose_wal_is_gone() {
+    let alone = Alone::new(empty_pools());
+    // pg_rewind itself looks for the last common checkpoint in the mirror's own WAL.
+    let mut arguments = create_words(&alone, "main");
+    arguments.extend(["--setting", "wal_keep_size=4GB"].map(str::to_owned));
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &words(&arguments));
+    let heir = alone.another_standby();
+    heir.stop(Stop::Fast);
+    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
+    catch_up(&alone, "main");
+    alone.primary.stop(Stop::Immediate);
+
+    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
+    let lines = format!(
+        "port = {port}\nunix_socket_directories = '{socket}'\nwal_keep_size = 0\narchive_mode = off\n"
+    );
+    set(&heir, &lines);
+    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
+    heir.start();
+    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    for _ in 0..8 {
+        heir.execute(&["INSERT INTO kept VALUES (1)", "SELECT pg_switch_wal()"]);
+    }
+    heir.execute(&["CHECKPOINT", "CHECKPOINT"]);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    assert!(made.stderr.contains("needs after pg_rewind"), "{}", made.describe());
+    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
+    catch_up(&alone, "main");
+    assert_eq!(server_of(&alone, "main").value("postgres", "SELECT count(*) FROM kept"), "8");
+    heir.stop(Stop::Immediate);
+}
+
+/// As after pg_upgrade: another cluster answers at the primary's address. A slot that was made there would keep its WAL
+/// for ever, and one that is there belongs to another mirror.
+#[test]
+fn another_cluster_at_the_primary_s_address() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    alone.primary.stop(Stop::Fast);
+    let data = alone.fixture.owned("upgraded").join("data");
+    let words = ["-D", data.to_str().expect("the harness' own paths are UTF-8"), "-U", "postgres"];
+    must(&mut alone.primary.tool("initdb", words));
+    let (port, socket) = (alone.primary.port, alone.primary.socket.clone());
+    let log = alone.primary.log.with_file_name("upgraded.log");
+    let other = Cluster { bin: alone.primary.bin.clone(), data, socket, port, log };
+    let socket = other.socket.display();
+    set(&other, &format!("port = {port}\nunix_socket_directories = '{socket}'\n"));
+    other.start();
+    let seen = wait_for_state(&alone, "main", "primary-unreachable");
+    assert!(seen["words"].as_str().is_some_and(|it| it.contains("another cluster")), "{seen}");
+    let lockstep = alone.fixture.lockstep();
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let started = lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    assert!(started.stderr.contains("another cluster"), "{}", started.describe());
+    let slots = "SELECT slot_name FROM pg_replication_slots";
+    assert_eq!(other.column("postgres", slots), [""; 0]);
+    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
+    other.execute(&[make]);
+    let gone = lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+    assert!(gone.stderr.contains("another cluster"), "{}", gone.describe());
+    assert_eq!(other.column("postgres", slots), ["lockstep_mirror_main"]);
+    other.stop(Stop::Immediate);
+}
+
 /// Puts a primary on its own timeline, as after a failover.
 #[track_caller]
 fn part_ways(primary: &Cluster) {
@@ -406,10 +473,21 @@ fn a_dataset_that_is_not_mounted() {
     };
     rename(&elsewhere, &renamed);
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    backup(&lockstep, "main");
+    // But what makes or destroys datasets goes by the name.
+    for words in ["recreate", "destroy"] {
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", words, "main"]);
+        let said = format!("\"{elsewhere}\" was renamed, and \"{renamed}\" carries");
+        assert_said(&refused, &[&said, "`zfs rename` it back", "nothing was changed"]);
+        wait_for_state(&alone, "main", "follows");
+    }
     lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
     rename(&renamed, &elsewhere);
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
     wait_for_state(&alone, "main", "follows");
+    // A set that was taken under the other name goes with it.
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
+    assert_gone(&alone, "main", "destroyed after a rename and back");
 }
 
 /// Users edit the file that registers a mirror, and destroy one whose key they have lost, or of which a pool is gone.

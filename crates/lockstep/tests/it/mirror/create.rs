@@ -101,6 +101,24 @@ fn followed_backed_up_and_restored_as_a_new_primary() {
     assert!(refused.stderr.contains("data@mine\" belongs to no set"), "{}", refused.describe());
     wait_for_state(&alone, "main", "follows");
     zfs(&["destroy", &format!("{}/data@mine", dataset(&alone, "main"))]);
+    // Something of it can't be destroyed: nothing is.
+    let (held, below) = (
+        format!("{}/wal@lockstep-{}", dataset(&alone, "main"), still.id),
+        format!("{}/notes", dataset(&alone, "main")),
+    );
+    zfs(&["hold", "mine", &held]);
+    let refused = lockstep.expect(exit::REFUSED, &["mirror", "destroy", "main", "--with-sets"]);
+    let said = format!("somebody else holds \"{held}\"");
+    assert!(refused.stderr.contains(&said), "{}", refused.describe());
+    zfs(&["release", "mine", &held]);
+    zfs(&["create", "-o", "mountpoint=none", &below]);
+    let refused = lockstep.expect(exit::REFUSED, &["mirror", "destroy", "main", "--with-sets"]);
+    let said = format!("\"{below}\" is below");
+    assert!(refused.stderr.contains(&said), "{}", refused.describe());
+    zfs(&["destroy", &below]);
+    wait_for_state(&alone, "main", "follows");
+    let listed = lockstep.json(&of_cluster("main", &["list"]));
+    assert_eq!(listed["sets"].as_array().map(Vec::len), Some(2), "{listed}");
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "other"]);
     assert_gone(&alone, "main", "both destroyed");
@@ -414,6 +432,30 @@ fn certificates_of_version_1() {
     }
 }
 
+/// What the primary's own file says about recovery has no effect on a primary, and must have none on its mirror.
+#[test]
+fn primary_with_settings_of_a_standby() {
+    let alone = Alone::new(empty_pools());
+    let touched = Path::new("/tmp").join(format!("lockstep-cleaned-{}", std::process::id()));
+    let lines = format!(
+        "archive_cleanup_command = 'touch {}'\nrecovery_min_apply_delay = '1h'\n\
+         recovery_target_time = '2026-01-01 00:00:00+00'\nrecovery_target_action = 'promote'\n",
+        touched.display()
+    );
+    set(&alone.primary, &lines);
+    alone.primary.execute(&["SELECT pg_reload_conf()"]);
+    create(&alone, "main");
+    alone.primary.execute(&["CREATE TABLE after AS SELECT 7 AS n", "CHECKPOINT"]);
+    catch_up(&alone, "main");
+    let mirror = server_of(&alone, "main");
+    mirror.execute(&["CHECKPOINT"]);
+    assert_eq!(mirror.value("postgres", "SELECT n FROM after"), "7");
+    assert_eq!(mirror.value("postgres", "SELECT pg_is_in_recovery()::text"), "true");
+    assert_eq!(mirror.value("postgres", "SHOW archive_cleanup_command"), "");
+    assert!(!touched.exists(), "the mirror ran the primary's archive_cleanup_command");
+    wait_for_state(&alone, "main", "follows");
+}
+
 /// A setting that the server wouldn't take, or by which Lockstep wouldn't find it, is refused before anything is made.
 #[test]
 fn settings_are_checked_first() {
@@ -435,6 +477,28 @@ fn settings_are_checked_first() {
         ["--setting", "work_mem=7MB", "--setting", "a.b=1", "--dry-run"].map(str::to_owned),
     );
     lockstep.expect(exit::DONE, &words(&arguments));
+}
+
+/// Two hosts make a mirror of the same name at once: the slower one leaves the faster one's slot alone.
+#[test]
+fn a_slot_that_another_host_makes_meanwhile() {
+    let alone = Alone::new(empty_pools());
+    let steps = Steps::new(alone.fixture.root().join("held"));
+    steps.hold("mirror.datasets");
+    let arguments = create_words(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&arguments));
+    steps.wait_reached("mirror.datasets", &mut running);
+    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
+    alone.primary.execute(&[make]);
+    steps.release("mirror.datasets");
+    let outcome = running.wait(LIMIT);
+    assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("the primary has a slot"), "{}", outcome.describe());
+    // It is dropped here by its name; only then nothing of the mirror is left.
+    let drop = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
+    alone.primary.execute(&[drop]);
+    assert_gone(&alone, "main", "refused");
 }
 
 /// Collects the command lines of all of this machine's processes, again and again.

@@ -63,7 +63,8 @@ pub struct Layout {
 const POOL_SIZE: u64 = 4 << 30;
 
 impl Layout {
-    fn new(pools: &[&str], data: &str, wal: Wal) -> Layout {
+    /// Pools without datasets, a data directory and pg_wal.
+    pub fn new(pools: &[&str], data: &str, wal: Wal) -> Layout {
         Layout {
             pools: pools
                 .iter()
