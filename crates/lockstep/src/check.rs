@@ -70,6 +70,8 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
             all.extend(space::of_pools(cx, &survey.facts));
             if survey.facts.is_standby() {
                 all.push(of_standby(&survey.facts));
+            }
+            if survey.facts.is_standby() || survey.facts.primary.is_some() {
                 all.extend(of_primary(cx, survey.facts.primary.as_ref()));
             }
             all.push(programs::check(cx, survey.facts.control.major_version()));
@@ -257,6 +259,11 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
             "primary",
             "the server that \"primary\" names is itself in recovery",
             "name the primary, even if the standby streams from another standby",
+        ),
+        Some(PrimarySeen::Beside) => wrong(
+            "primary",
+            "this server was promoted, and the primary that \"primary\" names goes on without it",
+            "its sets lack what is written there: make it a standby again; a mirror with `lockstep mirror recreate`",
         ),
         None => match connection::connect_primary(cx.cluster)? {
             Ok(_) => ok("primary", "it takes a connection"),

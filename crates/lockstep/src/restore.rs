@@ -224,6 +224,7 @@ fn prepare<'a>(
         manifest.strategy == crate::plan::Strategy::Cold && !manifest.postgres.standby;
     recovery.set_is_minimal = manifest.postgres.wal_minimal;
     recovery.check(&manifest)?;
+    choice::check_way(cx, &manifest, &recovery)?;
     match &source {
         Source::Snapshots => verify::set(cx, &manifest)?,
         Source::Repository(from) if !from.only.is_all() => {

@@ -51,6 +51,7 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let (server, mut client) = ask_server(cx, &control, is_seen)?;
     let primary = match (&server, client.as_mut()) {
         (Ok(server), Some(client)) if server.in_recovery => ask_primary(cx, client, server)?,
+        (Ok(server), Some(_)) => beside(cx, server),
         _ => None,
     };
     let configuration = configuration::find(cx, &control, server.as_ref().ok(), client.as_mut())?;
@@ -280,6 +281,16 @@ fn ask_primary(
         }
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+/// Looks whether `primary` names another primary of this cluster: then this server was its standby, and was promoted
+/// although no failover took place. After a failover nobody answers there, or a standby does, or, if it is an address
+/// that moves, this very server.
+fn beside(cx: &Context, server: &ServerFacts) -> Option<PrimarySeen> {
+    let mut primary = connection::connect_primary(cx.cluster)?.ok()?;
+    session::flushed(&mut primary, server.system_identifier).ok()??;
+    let difference = identity::difference(&mut primary, &cx.cluster.data_directory).ok()?;
+    difference.map(|_| PrimarySeen::Beside)
 }
 
 fn same_cluster(cx: &Context, control: &ControlFile, server: &ServerFacts) -> Result<()> {

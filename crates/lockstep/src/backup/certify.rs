@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::strategy::Strategy;
 use crate::plan::{PartKind, explain};
-use crate::postgres::wal::{self, WalIdentity};
+use crate::postgres::wal;
 use crate::refusal::Refusal;
 use crate::set::manifest::{
     CONFIGURATION, Manifest, PostgresIdentity, SetFile, SetPart, SetVolume, Switch, VERSION,
@@ -144,7 +144,7 @@ pub(super) fn manifest(
         postgres: PostgresIdentity {
             major: server.map(crate::plan::ServerFacts::major).or(control.major_version()),
             system_identifier: control.system_identifier,
-            timeline: attempt.wal_identity().timeline,
+            timeline: attempt.timeline(),
             history: history(attempt),
             wal_segment_size: control.wal_segment_size.bytes(),
             data_checksums: control.data_checksum_version != 0,
@@ -172,7 +172,7 @@ pub(super) fn manifest(
 /// Returns where the ancestors of the set's timeline were left: this shows which sets of several timelines follow
 /// from each other. If it can't be read, that stays unknown, and the set is still good.
 fn history(attempt: &Attempt) -> Vec<Switch> {
-    let WalIdentity { segment_size, timeline, .. } = attempt.wal_identity();
+    let (segment_size, timeline) = (attempt.wal_identity().segment_size, attempt.timeline());
     let pg_wal = attempt.cx.cluster.data_directory.join("pg_wal");
     match wal::history(&pg_wal, segment_size, timeline) {
         Ok(history) => history.switches().iter().map(Switch::from).collect(),

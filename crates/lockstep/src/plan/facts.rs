@@ -29,7 +29,7 @@ pub struct Facts {
     pub unsettled: Option<Unsettled>,
     /// `primary` is configured, so a standby's primary can be asked.
     pub has_primary: bool,
-    /// What the primary says, if the standby itself could be asked.
+    /// What the primary says, if the standby itself could be asked, or is none any more.
     pub primary: Option<PrimarySeen>,
     /// The server's facts, or why there are none.
     pub server: Result<ServerFacts, NoServer>,
@@ -207,6 +207,8 @@ pub enum PrimarySeen {
     Reached,
     /// The standby hasn't replayed this many bytes of it.
     Behind(u64),
+    /// The server isn't a standby any more, and the primary goes on beside it.
+    Beside,
 }
 
 /// How a standby follows.

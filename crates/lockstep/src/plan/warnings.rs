@@ -37,6 +37,7 @@ pub fn of(facts: &Facts, strategy: Strategy, choice: StrategyChoice) -> Vec<Warn
     let mut all: Vec<_> = no_connection(facts, strategy, choice).into_iter().collect();
     all.extend(another_server(facts, choice));
     all.extend(no_right(facts, strategy, choice));
+    all.extend(beside_primary(facts));
     all.extend(old_data(facts, choice));
     all.extend(facts.configuration.warnings.iter().cloned());
     all.extend(layout(facts));
@@ -224,6 +225,17 @@ fn old_data(facts: &Facts, choice: StrategyChoice) -> Vec<Warning> {
     }
 }
 
+/// A standby that was promoted by mistake gives good sets, night after night, that lack everything its primary has
+/// written since. They are of a higher timeline, and so the latest.
+fn beside_primary(facts: &Facts) -> Option<Warning> {
+    (facts.primary == Some(PrimarySeen::Beside)).then(|| {
+        problem(
+            "this server was promoted, and the primary that \"primary\" names goes on without it",
+            "its sets lack what is written there: make it a standby again (a mirror: `mirror recreate`), and remove the sets of its timeline; if this is the primary now, stop the other one, or take primary out of this cluster's configuration",
+        )
+    })
+}
+
 /// Why a standby that answers may have old data; `of` is the time of its last replayed commit.
 fn behind_primary(
     primary: Option<&PrimarySeen>,
@@ -254,7 +266,7 @@ fn behind_primary(
             ),
             "the set is as old as that; where it stays so, does what the standby streams from follow the primary?",
         )),
-        (_, Some(PrimarySeen::Reached) | None) => None,
+        (_, Some(PrimarySeen::Reached | PrimarySeen::Beside) | None) => None,
     }
 }
 

@@ -44,6 +44,42 @@ impl End {
         self.history.switches().last().map(|switch| switch.timeline)
     }
 
+    /// Returns a segment with WAL that recovery replayed although it was to leave that timeline before, and where: if
+    /// nothing delivers the segment of the timeline that it follows, PostgreSQL reads the ancestor's
+    /// (XLogFileReadAnyTLI in xlogrecovery.c), and then writes a history that says otherwise.
+    fn strayed(&self, delivered: &[WalSegment]) -> Option<(WalSegment, Lsn)> {
+        let size = self.identity.segment_size;
+        let followed = self.followed()?;
+        // What was fetched ahead of replay doesn't count.
+        let last = WalSegment::ending_at(followed, self.lsn, size).number;
+        delivered.iter().find_map(|segment| {
+            let left = self.history.switch_point(segment.timeline)?;
+            let first = WalSegment::containing(followed, left, size).number;
+            let is_left = segment.timeline != followed && self.lsn > left;
+            let is_newer = |other: &WalSegment| {
+                other.number == segment.number && other.timeline > segment.timeline
+            };
+            (is_left && (first..=last).contains(&segment.number) && !delivered.iter().any(is_newer))
+                .then_some((*segment, left))
+        })
+    }
+
+    /// Returns a problem if recovery didn't follow the timeline that it was to follow.
+    pub(super) fn of_another_way(&self, said: &[String]) -> Option<Problem> {
+        let size = self.identity.segment_size;
+        let (segment, left) = self.strayed(&fetched::delivered(said, size))?;
+        let (name, of) = (segment.file_name(size), segment.timeline);
+        let followed = self.followed()?;
+        Some(Problem {
+            what: format!(
+                "recovery was to follow timeline {followed}, which left timeline {of} at LSN {left}, but restore_command delivered {name} and not that timeline's segment: what timeline {of} has after that LSN was replayed instead"
+            ),
+            hint: format!(
+                "the server of timeline {followed} archives a segment when it is full, or at `SELECT pg_switch_wal()`: then restore again. If timeline {of} is wanted, restore again with --target-timeline {of}. Don't have this cluster's history archived: it says that it comes from timeline {followed}"
+            ),
+        })
+    }
+
     /// Returns the segments that recovery would have read next, in its order.
     fn next(&self) -> impl Iterator<Item = WalSegment> {
         let size = self.identity.segment_size;
@@ -195,6 +231,36 @@ mod tests {
         let history = TimelineHistory::parse(timeline, history.as_bytes()).unwrap();
         let end = End { history, lsn: lsn.parse().unwrap(), identity };
         end.next().map(|segment| segment.file_name(identity.segment_size)).collect()
+    }
+
+    #[test]
+    fn an_ancestor_s_wal_from_after_its_end_is_another_way() {
+        let size = WalSegmentSize::DEFAULT;
+        let strayed = |history: &str, lsn: &str, delivered: &[(u32, u64)]| {
+            let timeline = TimelineId::new(3).unwrap();
+            let identity = WalIdentity {
+                system_identifier: SystemIdentifier::new(7),
+                segment_size: size,
+                timeline,
+            };
+            let history = TimelineHistory::parse(timeline, history.as_bytes()).unwrap();
+            let end = End { history, lsn: lsn.parse().unwrap(), identity };
+            let segment = |(timeline, number): &(u32, u64)| WalSegment {
+                timeline: TimelineId::new(*timeline).unwrap(),
+                number: *number,
+            };
+            let delivered: Vec<_> = delivered.iter().map(segment).collect();
+            end.strayed(&delivered).map(|(segment, _)| segment.file_name(size))
+        };
+        let name = |timeline: u32, number: u32| Some(format!("{timeline:08X}00000000{number:08X}"));
+        let left = "1\t0/50002B0\tx\n2\t0/7000000\tx\n";
+        assert_eq!(strayed(left, "0/7000000", &[(1, 4), (1, 5), (1, 6)]), name(1, 5));
+        assert_eq!(strayed(left, "0/7000000", &[(1, 4), (1, 5), (2, 5), (2, 6)]), None);
+        // It was fetched ahead, and not replayed.
+        assert_eq!(strayed(left, "0/7000000", &[(1, 4), (2, 5), (2, 6), (1, 7)]), None);
+        // Nothing was replayed after the place where the timeline was left.
+        let at_once = "1\t0/50002B0\tx\n2\t0/50002B0\tx\n";
+        assert_eq!(strayed(at_once, "0/50002B0", &[(1, 4), (1, 5)]), None);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::history_command;
 use super::timelines::{Ask, Left, Timelines, Way, unknown};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
+use crate::plan::strategy::Strategy;
 use crate::postgres::target::{Recovery, Target};
 use crate::refusal::Refusal;
 use crate::repository::{self, Repository, Shipped};
@@ -95,6 +96,37 @@ pub(super) fn stored(
         tracing::warn!(set = %set.manifest.set, "{doubt}");
     }
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
+}
+
+/// Checks that the end of an `atomic` set of a primary is on the way to the timeline that recovery follows. Of any other
+/// set PostgreSQL checks it, by its label or minRecoveryPoint. Of this one it knows the checkpoint only: it replays the
+/// set's own WAL to its end, of whatever timeline that is, and goes on as if it were on the one to follow.
+///
+/// # Errors
+/// [`Error::Usage`] if it isn't; an error when a history can't be read.
+pub(super) fn check_way(cx: &Context, set: &Manifest, recovery: &Recovery) -> Result<()> {
+    if !is_checked_here(set, recovery) {
+        return Ok(());
+    }
+    let read = Box::new(|_: &Manifest, _: &str| Ok(Vec::new()));
+    let timelines = Timelines::new(recovery, ask(cx, recovery), read);
+    let Way::Left(left) = timelines.way(set)? else { return Ok(()) };
+    let before =
+        "take a set from before that: with --target-time and no set given, Lockstep finds it";
+    let hint = match recovery.standby {
+        Some(_) => before.to_owned(),
+        None => format!(
+            "{before}; or give --target-timeline {} to recover along the set's own",
+            set.timeline()
+        ),
+    };
+    Err(Error::usage(left.to_string(), hint))
+}
+
+/// Whether PostgreSQL wouldn't notice that the set isn't on the way.
+pub(super) fn is_checked_here(set: &Manifest, recovery: &Recovery) -> bool {
+    let is_of_primary = set.strategy == Strategy::Atomic && !set.postgres.standby;
+    is_of_primary && recovery.signal().is_some()
 }
 
 /// Returns the name of the set; `None` if its position before the target decides.

@@ -90,6 +90,13 @@ pub(super) fn segments(said: &[String]) -> usize {
     names.filter(is_segment).count()
 }
 
+/// Returns the segments that came from the archive.
+pub(super) fn delivered(said: &[String], size: WalSegmentSize) -> Vec<WalSegment> {
+    let names =
+        said.iter().filter_map(|line| line.split_once("restored log file \"")?.1.split_once('"'));
+    names.filter_map(|(name, _)| WalSegment::parse(name, size).ok()).collect()
+}
+
 /// Returns the last segment that came from the archive, if recovery ended because of what the WAL reader said about
 /// it (xlogreader.c). What the reader says about the next file, recycled in pg_wal, appears at the end of every
 /// recovery.

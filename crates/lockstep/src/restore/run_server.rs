@@ -75,6 +75,11 @@ pub(super) fn start(
         restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
         look_behind(build, &bin_dir, server.said(), restored)?;
     }
+    if outcome == Outcome::Ready && build.request.recovery.restore_command.is_some() {
+        // What can't be read now was reported above.
+        let end = behind::End::find(build, server.said()).ok().flatten();
+        restored.problems.extend(end.and_then(|end| end.of_another_way(server.said())));
+    }
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
     if stays && build.request.clone.is_none() && isolated.is_some() {

@@ -147,9 +147,14 @@ impl<'a> Timelines<'a> {
         if to == own {
             return Ok(Way::Leads);
         }
+        let left = |at| Left { set: set.set.to_string(), timeline: own, at, to };
+        // No timeline leads to one with a lower number.
+        if to < own {
+            return Ok(Way::Left(left(None)));
+        }
         let Some(history) = self.history(set, to)? else { return Ok(Way::Unknown(to)) };
         let at = history.switch_point(own);
-        let left = Left { set: set.set.to_string(), timeline: own, at, to };
+        let left = left(at);
         Ok(match set.end() {
             _ if at.is_none() => Way::Left(left),
             None => Way::Unknown(to),

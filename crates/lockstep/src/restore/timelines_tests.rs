@@ -67,6 +67,8 @@ fn a_set_behind_the_branch_of_its_timeline_is_not_on_the_way() {
         assert_eq!(ways(timeline, archived, &sets), ["leads"; 3], "{timeline:?}");
     }
     assert_eq!(ways(Some("2"), &[], &sets), ["needs 2"; 3]);
+    // Whatever the histories say: a later timeline doesn't lead back to an earlier one.
+    assert_eq!(ways(Some("1"), &[], &[set(4, 2, 6)]), ["left for 1"]);
 }
 
 #[test]

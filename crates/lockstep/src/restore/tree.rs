@@ -15,13 +15,14 @@ use pgfiles::wal_name::{WalSegment, is_backup_history};
 
 use super::build::Build;
 use super::placement::Placement;
-use super::{control, prepared};
+use super::{choice, control, prepared};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::plan::strategy::Strategy;
 use crate::postgres::classify::STATE;
 use crate::postgres::instance::{self, path_bytes};
-use crate::postgres::{recovery, wal};
+use crate::postgres::wal::WalIdentity;
+use crate::postgres::{copies, recovery, wal};
 use crate::process::Credentials;
 use crate::refusal::Refusal;
 use crate::set::manifest::{CONFIGURATION, Manifest, WalStored, of_configuration};
@@ -54,6 +55,7 @@ pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     clean(build, owner)?;
     prepared::remove_others(build)?;
     place_wal(build, owner)?;
+    check_end(build)?;
     place_control(build, owner)?;
     place_label(build, owner)?;
     place_configuration(build, owner)
@@ -186,6 +188,29 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     // If the manifest only names the first segment, all the others have to be there as well.
     let pg_control = control::held(&build.placement.data);
     FrozenWal::find(&build.manifest, pg_wal.clone(), Some(&pg_control)).map(drop)
+}
+
+/// Checks that the end of a set without a floor is on the way that recovery takes: only its WAL says where that is.
+fn check_end(build: &Build) -> Result<()> {
+    let set = &build.manifest;
+    if set.floor_lsn.is_some() || !choice::is_checked_here(set, &build.recovery) {
+        return Ok(());
+    }
+    let control = instance::read_control_at(&control::held(&build.placement.data))?;
+    let (redo, timeline) = (control.checkpoint_copy.redo, control.checkpoint_copy.timeline);
+    let mut known = set.clone();
+    // Since a promotion, minRecoveryPoint is on the new timeline.
+    let newest = TimelineId::new(control.min_recovery_point_timeline);
+    if let Some(newest) = newest.filter(|newest| *newest > timeline) {
+        known.postgres.timeline = newest;
+        known.floor_lsn = Some(control.min_recovery_point);
+    } else {
+        let identity = WalIdentity { timeline, ..set.wal_identity()? };
+        let pg_wal = [build.placement.wal.clone()];
+        let (_, end) = copies::read(&pg_wal, identity, redo, Lsn::new(u64::MAX))?;
+        known.floor_lsn = Some(end);
+    }
+    choice::check_way(build.cx, &known, &build.recovery)
 }
 
 /// Removes the backup history files that the original's backups left for its archive, which has them already: their

@@ -18,12 +18,12 @@ use crate::plan::strategy::Strategy;
 use crate::postgres::wal_run::{Wanted, run};
 use crate::postgres::{instance, wal};
 use crate::refusal::Refusal;
-use crate::set::manifest::{Manifest, WalStored, hash_file};
+use crate::set::manifest::{Manifest, Switch, WalStored, hash_file};
 
 /// The set's WAL, as it is in pg_wal's snapshot.
 pub(crate) struct FrozenWal {
     pg_wal: PathBuf,
-    /// Where recovery starts, with the timeline, if the snapshot knows better than the manifest.
+    /// Where recovery starts, and the set's timeline, if the snapshot knows better than the manifest.
     start: Option<(Lsn, TimelineId)>,
     /// Segments and histories, by name.
     names: Vec<String>,
@@ -98,13 +98,17 @@ impl FrozenWal {
         let named = TimelineId::new(control.min_recovery_point_timeline);
         // The checkpoint's record itself is read first.
         let record = control.checkpoint.checked_add(1).unwrap_or(control.checkpoint);
-        self.start = Some((checkpoint.redo, checkpoint.timeline));
+        // As PostgreSQL chooses it (InitWalRecovery in xlogrecovery.c).
+        let timeline = named.map_or(checkpoint.timeline, |named| named.max(checkpoint.timeline));
+        // A floor is on the newest; without one, all that is known is where recovery starts.
+        let has_floor = manifest.floor_lsn.is_some();
+        self.start =
+            Some((checkpoint.redo, if has_floor { timeline } else { checkpoint.timeline }));
         Ok(Some(Wanted {
             set,
             start: checkpoint.redo,
             needed: floor.max(control.min_recovery_point).max(record),
-            // As PostgreSQL chooses it (InitWalRecovery in xlogrecovery.c).
-            timeline: named.map_or(checkpoint.timeline, |named| named.max(checkpoint.timeline)),
+            timeline,
             to_the_end,
         }))
     }
@@ -136,7 +140,12 @@ pub(crate) fn take_files(
     // What the backup checked begins no later than recovery does: it stays as it is.
     if let Some((start, timeline)) = frozen.start.filter(|_| manifest.wal.segments.is_empty()) {
         manifest.start_lsn = Some(start);
-        manifest.postgres.timeline = timeline;
+        if manifest.postgres.timeline != timeline {
+            let size = manifest.wal_identity()?.segment_size;
+            let history = wal::history(&frozen.pg_wal, size, timeline)?;
+            manifest.postgres.history = history.switches().iter().map(Switch::from).collect();
+            manifest.postgres.timeline = timeline;
+        }
     }
     for name in &frozen.names {
         let path = frozen.pg_wal.join(name);

@@ -167,8 +167,21 @@ fn promoted_without_a_checkpoint(standby: &Standby) {
     );
     let set = standby.fixture.lockstep().backup("atomic");
     signal(rustix::process::Signal::CONT);
+    let of = |id: &str| {
+        let shown = standby.fixture.lockstep().json(&["show", id]);
+        (
+            shown["postgres"]["timeline"].as_u64(),
+            shown["postgres"]["history"][0]["timeline"].as_u64(),
+        )
+    };
+    assert_eq!(of(&set.id), (Some(2), Some(1)), "it isn't one of the timeline that was left");
     let to = standby.fixture.target("promoted");
     let lockstep = standby.fixture.lockstep();
+    // Along the old timeline, recovery would end before the set's newest pages.
+    let path = to.to_str().expect("the harness' own paths are UTF-8");
+    let along = ["restore", &set.id, "--to", path, "--start", "--target-timeline", "1"];
+    let refused = lockstep.expect(exit::USAGE, &along);
+    assert!(refused.stderr.contains("isn't on the way to timeline 1"), "{}", refused.describe());
     let restored = lockstep.restore_and_start(&set.id, &to, &["--target-immediate"]);
     assert_eq!(restored.server().value("postgres", "SELECT n FROM since"), "1");
     standby.fixture.discard_restored(&to, &set.id);
@@ -332,6 +345,21 @@ fn promoted_in_the_middle() {
         let restored = standby.fixture.lockstep().restore_and_start(&set.id, &to, &[]);
         Checker::new(SCALE).check_and_stop(restored.server()).assert_right("after the promotion");
     }
+}
+
+/// Nobody failed over: the primary goes on, and its promoted standby's sets would be the latest.
+#[test]
+fn promoted_beside_its_primary() {
+    let standby = Standby::new(two_pools_four_datasets());
+    let lockstep = standby.with_primary();
+    standby.fixture.cluster.execute(&["SELECT pg_promote()"]);
+    for command in ["backup", "check"] {
+        let told = lockstep.expect(exit::PROBLEMS, &[command]);
+        let said = format!("{}{}", told.stdout, told.stderr);
+        assert!(said.contains("this server was promoted, and the primary"), "{}", told.describe());
+    }
+    standby.primary.stop(Stop::Fast);
+    lockstep.expect(exit::DONE, &["backup"]);
 }
 
 /// The configured host leads to the primary, which has the standby's system identifier and the same data_directory.

@@ -10,6 +10,7 @@ use crate::error::Result;
 use crate::files;
 use crate::isolation::{self, Bind, Isolation};
 use crate::plan::layout::PartKind;
+use crate::postgres::wal::WalIdentity;
 use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
@@ -139,7 +140,10 @@ fn in_newest_set(cx: &Context) -> Result<Vec<(u32, PathBuf)>> {
 }
 
 fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {
-    let identity = build.manifest.wal_identity();
+    // Recovery may start on an earlier timeline than the set's.
+    let own = build.manifest.timeline();
+    let timeline = build.manifest.history().map_or(own, |history| history.timeline_at(start));
+    let identity = build.manifest.wal_identity().map(|it| WalIdentity { timeline, ..it });
     let end = identity.map(|identity| wal::end_of_run(&build.placement.wal, identity, start));
     // It ends with an error where the WAL ends; what it printed before counts. Without an end it would wait five
     // seconds for the segment after the last.
@@ -147,7 +151,7 @@ fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBu
         let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
             .arg("-p")
             .arg(&build.placement.wal)
-            .args(["-r", "Tablespace", "-t", &build.manifest.timeline().get().to_string()])
+            .args(["-r", "Tablespace", "-t", &timeline.get().to_string()])
             .args(["-s", &start.to_string(), "-e", &end.to_string()]);
         Ok(pg_waldump.run_for_output()?)
     });
