@@ -148,7 +148,8 @@ fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     let mut received = all.lines().filter(|name| name.contains("lockstep-receiving-"));
     let received = received.next().expect("one volume was received").to_owned();
     // Two are received at a time: the other one may have had its name already, and no mount yet.
-    let whole = |name: &&str| name.starts_with(&format!("{parent}/")) && !name.contains("receiving");
+    let whole =
+        |name: &&str| name.starts_with(&format!("{parent}/")) && !name.contains("receiving");
     for dataset in all.lines().filter(whole) {
         if property(dataset, "mounted") == "no" {
             zfs(&["mount", dataset]);
