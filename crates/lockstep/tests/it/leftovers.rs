@@ -11,7 +11,7 @@ use crate::support::faults::{
 use crate::support::fixture::Fixture;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
-use crate::support::pools::{patiently, property, release_and_destroy, zfs};
+use crate::support::pools::{patiently, property, release_and_destroy, try_zfs, zfs};
 use crate::support::shipping::{discard, other_host, with_repository};
 use rustix::process::Signal;
 use std::fs;
@@ -151,9 +151,10 @@ fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     let whole =
         |name: &&str| name.starts_with(&format!("{parent}/")) && !name.contains("receiving");
     for dataset in all.lines().filter(whole) {
-        if property(dataset, "mounted") == "no" {
-            zfs(&["mount", dataset]);
-        }
+        // The killed program's own `zfs` may still be at it.
+        wait_until("it is mounted", LIMIT, || {
+            property(dataset, "mounted") == "yes" || try_zfs(&["mount", dataset]).is_ok()
+        });
     }
     let foreign = format!("{received}@auto-2026-01-01");
     zfs(&["snapshot", &foreign]);
