@@ -255,6 +255,14 @@ impl ControlFile {
             || self.backup_end_required
     }
 
+    /// Returns the newest timeline that it names, which recovery from it follows (InitWalRecovery in xlogrecovery.c):
+    /// between a promotion and the checkpoint after it, that is minRecoveryPoint's and not the checkpoint's.
+    pub fn newest_timeline(&self) -> TimelineId {
+        let checkpoint = self.checkpoint_copy.timeline;
+        TimelineId::new(self.min_recovery_point_timeline)
+            .map_or(checkpoint, |min| min.max(checkpoint))
+    }
+
     /// Returns the file with its checkpoint set to [`UNUSABLE_CHECKPOINT`] and everything else unchanged, including the
     /// copy of the checkpoint record. With this file, a cluster starts if it has a `backup_label`, which names the
     /// checkpoint itself, and refuses to start without one.

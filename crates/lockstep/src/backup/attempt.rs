@@ -392,7 +392,7 @@ impl<'a> Attempt<'a> {
     /// the new one, and an `ordered` set names only the segments of one timeline.
     fn check_one_timeline(&self, now: &ControlFile) -> Result<()> {
         let from = self.control().checkpoint_copy.timeline.get();
-        let to = now.checkpoint_copy.timeline.get().max(now.min_recovery_point_timeline);
+        let to = now.newest_timeline().get();
         if self.stopped.is_none() && !self.is_standby() && to > from {
             return Err(Refusal::TimelineChanged { from, to }.into());
         }
@@ -481,10 +481,8 @@ impl<'a> Attempt<'a> {
     /// starts on the one before, and pg_control names the new one with minRecoveryPoint (CreateEndOfRecoveryRecord in
     /// xlog.c). Without a floor, only the place is known where recovery starts.
     pub(super) fn timeline(&self) -> TimelineId {
-        let start = self.wal_identity().timeline;
         let has_floor = self.stopped.is_none() && self.floor.is_some();
-        let newest = TimelineId::new(self.control().min_recovery_point_timeline);
-        newest.filter(|_| has_floor).map_or(start, |newest| newest.max(start))
+        if has_floor { self.control().newest_timeline() } else { self.wal_identity().timeline }
     }
 
     /// Returns whether the server is in recovery.

@@ -82,8 +82,8 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
         primary.make_slot(&record.slot)?;
         how = fill_again(home, &record, &facts, false)?;
         fill::make_standby(&record, &mut primary)?;
-        serve::launch(home, &mut record)?;
-    } else if how == How::BaseBackup {
+    }
+    if how == How::BaseBackup {
         serve::launch(home, &mut record)?;
     }
     record.phase = Phase::Ready;
@@ -124,7 +124,7 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
         return Ok(false);
     }
     let (_, timeline) = primary.position()?;
-    let ours = control.checkpoint_copy.timeline.get().max(control.min_recovery_point_timeline);
+    let ours = control.newest_timeline().get();
     Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))
 }
 

@@ -70,15 +70,12 @@ pub(super) fn start(
     let (outcome, segments) = recover_at_last(build, &launch, &mut server, &before, restored.port)?;
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
-    if outcome == Outcome::Ready && goes_to_the_end_of_an_archive(&build.request.recovery) {
-        let end = came_to(server.said());
-        restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
+    if outcome == Outcome::Ready {
+        if goes_to_the_end_of_an_archive(&build.request.recovery) {
+            let end = came_to(server.said());
+            restored.problems.extend(fetched::problem(server.said(), segments, end.as_deref()));
+        }
         look_behind(build, &bin_dir, server.said(), restored)?;
-    }
-    if outcome == Outcome::Ready && build.request.recovery.restore_command.is_some() {
-        // What can't be read now was reported above.
-        let end = behind::End::find(build, server.said()).ok().flatten();
-        restored.problems.extend(end.and_then(|end| end.of_another_way(server.said())));
     }
     steps::reached("restore.recovered")?;
     let stays = matches!(outcome, Outcome::Ready | Outcome::Follows);
@@ -154,18 +151,24 @@ fn look_behind(
     restored: &mut Restored,
 ) -> Result<()> {
     let Some(command) = &build.request.recovery.restore_command else { return Ok(()) };
+    let to_the_end = goes_to_the_end_of_an_archive(&build.request.recovery);
     let end = match behind::End::find(build, said) {
         Ok(Some(end)) => end,
         Ok(None) => return Ok(()),
         Err(error) => {
-            tracing::warn!(error = %error.chain(), "can't tell whether the archive continues after the end of recovery");
+            if to_the_end {
+                tracing::warn!(error = %error.chain(), "can't tell whether the archive continues after the end of recovery");
+            }
             return Ok(());
         }
     };
-    if restored.problems.is_empty() {
-        restored.problems.extend(end.problem(build, command, said)?);
+    if to_the_end {
+        if restored.problems.is_empty() {
+            restored.problems.extend(end.problem(build, command, said)?);
+        }
+        end.warn_of_what_the_original_has(build, bin_dir, command);
     }
-    end.warn_of_what_the_original_has(build, bin_dir, command);
+    restored.problems.extend(end.of_another_way(said));
     Ok(())
 }
 

@@ -200,8 +200,8 @@ fn check_end(build: &Build) -> Result<()> {
     let (redo, timeline) = (control.checkpoint_copy.redo, control.checkpoint_copy.timeline);
     let mut known = set.clone();
     // Since a promotion, minRecoveryPoint is on the new timeline.
-    let newest = TimelineId::new(control.min_recovery_point_timeline);
-    if let Some(newest) = newest.filter(|newest| *newest > timeline) {
+    let newest = control.newest_timeline();
+    if newest > timeline {
         known.postgres.timeline = newest;
         known.floor_lsn = Some(control.min_recovery_point);
     } else {

@@ -95,11 +95,9 @@ impl FrozenWal {
             return Err(Refusal::damaged(set, why).into());
         }
         let checkpoint = &control.checkpoint_copy;
-        let named = TimelineId::new(control.min_recovery_point_timeline);
         // The checkpoint's record itself is read first.
         let record = control.checkpoint.checked_add(1).unwrap_or(control.checkpoint);
-        // As PostgreSQL chooses it (InitWalRecovery in xlogrecovery.c).
-        let timeline = named.map_or(checkpoint.timeline, |named| named.max(checkpoint.timeline));
+        let timeline = control.newest_timeline();
         // A floor is on the newest; without one, all that is known is where recovery starts.
         let has_floor = manifest.floor_lsn.is_some();
         self.start =

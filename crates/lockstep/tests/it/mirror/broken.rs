@@ -284,6 +284,22 @@ fn tablespaces_that_changed_names_and_paths() {
     assert_gone(&alone, "main", "destroyed with tablespaces that changed");
 }
 
+/// Loses the primary: a standby that was behind the mirror takes over its address, with more settings, and its place.
+#[track_caller]
+fn heir_of(alone: &Alone, more: &str) -> Cluster {
+    let heir = alone.another_standby();
+    heir.stop(Stop::Fast);
+    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
+    catch_up(alone, "main");
+    alone.primary.stop(Stop::Immediate);
+    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
+    set(&heir, &format!("port = {port}\nunix_socket_directories = '{socket}'\n{more}"));
+    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
+    heir.start();
+    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    heir
+}
+
 /// The primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
 #[test]
 fn another_way_than_its_primary() {
@@ -291,18 +307,7 @@ fn another_way_than_its_primary() {
     alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
     create(&alone, "main");
     catch_up(&alone, "main");
-    let heir = alone.another_standby();
-    heir.stop(Stop::Fast);
-    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
-    catch_up(&alone, "main");
-    alone.primary.stop(Stop::Immediate);
-
-    // The heir takes over the address.
-    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
-    set(&heir, &format!("port = {port}\nunix_socket_directories = '{socket}'\n"));
-    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
-    heir.start();
-    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    let heir = heir_of(&alone, "");
     let lockstep = alone.fixture.lockstep();
     let seen = wait_for_state(&alone, "main", "diverged");
     assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
@@ -347,20 +352,7 @@ fn another_way_than_its_primary_whose_wal_is_gone() {
     arguments.extend(["--setting", "wal_keep_size=4GB"].map(str::to_owned));
     let lockstep = alone.fixture.lockstep();
     lockstep.expect(exit::DONE, &words(&arguments));
-    let heir = alone.another_standby();
-    heir.stop(Stop::Fast);
-    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
-    catch_up(&alone, "main");
-    alone.primary.stop(Stop::Immediate);
-
-    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
-    let lines = format!(
-        "port = {port}\nunix_socket_directories = '{socket}'\nwal_keep_size = 0\narchive_mode = off\n"
-    );
-    set(&heir, &lines);
-    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
-    heir.start();
-    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    let heir = heir_of(&alone, "wal_keep_size = 0\narchive_mode = off\n");
     for _ in 0..8 {
         heir.execute(&["INSERT INTO kept VALUES (1)", "SELECT pg_switch_wal()"]);
     }

@@ -85,14 +85,10 @@ impl Fixture {
     fn with_data_directory(mut self) -> Fixture {
         let mnt = self.mnt();
         let data = self.cluster.data.clone();
-        owned_directory(&data);
         let linked = match &self.layout.wal {
             Wal::Linked(path) => Some(mnt.join(path)),
             _ => None,
         };
-        if let Some(wal) = &linked {
-            owned_directory(wal);
-        }
         initdb(&self.workspace, &self.cluster.bin, &data, linked.as_deref());
         if let Wal::Mounted { pool, name } = &self.layout.wal {
             let (inside, aside) = (data.join("pg_wal"), mnt.join("pg_wal.aside"));

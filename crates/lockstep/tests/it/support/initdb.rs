@@ -14,11 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[track_caller]
 pub fn initdb(workspace: &Workspace, bin: &Path, data: &Path, wal: Option<&Path>) {
     static FIRST: AtomicBool = AtomicBool::new(true);
+    [Some(data), wal].into_iter().flatten().for_each(owned_directory);
     if !FIRST.swap(false, Ordering::Relaxed) {
         return run(bin, data, wal);
     }
     let made = template(workspace, bin);
-    owned_directory(data);
     let entries = fs::read_dir(&made).expect("the template can be read");
     let entries = entries.map(|entry| entry.expect("the template can be read").path());
     let (wals, others): (Vec<_>, Vec<_>) = entries.partition(|path| path.ends_with("pg_wal"));
@@ -43,7 +43,7 @@ fn run(bin: &Path, data: &Path, wal: Option<&Path>) {
     must(&mut as_postgres(bin.join("initdb"), arguments));
 }
 
-/// The template of this major version, made by the first test that wants it.
+/// The template of this version, made by the first test that wants it.
 #[track_caller]
 fn template(workspace: &Workspace, bin: &Path) -> PathBuf {
     let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("initdb");
