@@ -98,16 +98,24 @@ pub(super) fn stored(
     found.ok_or_else(|| choice.none(&format!("repository \"{}\"", repository.name), ""))
 }
 
-/// Checks that the end of an `atomic` set of a primary is on the way to the timeline that recovery follows. Of any other
-/// set PostgreSQL checks it, by its label or minRecoveryPoint. Of this one it knows the checkpoint only: it replays the
+/// Checks that the end of a primary's set without a label or a minRecoveryPoint is on the way to the timeline that
+/// recovery follows. By these PostgreSQL checks any other set. Of this one it knows the checkpoint only: it replays the
 /// set's own WAL to its end, of whatever timeline that is, and goes on as if it were on the one to follow.
 ///
 /// # Errors
-/// [`Error::Usage`] if it isn't; an error when a history can't be read.
+/// As [`check_end`].
 pub(super) fn check_way(cx: &Context, set: &Manifest, recovery: &Recovery) -> Result<()> {
-    if !is_checked_here(set, recovery) {
-        return Ok(());
+    match is_checked_here(set, recovery) {
+        true => check_end(cx, set, recovery),
+        false => Ok(()),
     }
+}
+
+/// Checks that the end of a set, as the manifest tells it, is on the way to the timeline that recovery follows.
+///
+/// # Errors
+/// [`Error::Usage`] if it isn't; an error when a history can't be read.
+pub(super) fn check_end(cx: &Context, set: &Manifest, recovery: &Recovery) -> Result<()> {
     let read = Box::new(|_: &Manifest, _: &str| Ok(Vec::new()));
     let timelines = Timelines::new(recovery, ask(cx, recovery), read);
     let Way::Left(left) = timelines.way(set)? else { return Ok(()) };
@@ -125,8 +133,13 @@ pub(super) fn check_way(cx: &Context, set: &Manifest, recovery: &Recovery) -> Re
 
 /// Whether PostgreSQL wouldn't notice that the set isn't on the way.
 pub(super) fn is_checked_here(set: &Manifest, recovery: &Recovery) -> bool {
-    let is_of_primary = set.strategy == Strategy::Atomic && !set.postgres.standby;
-    is_of_primary && recovery.signal().is_some()
+    let knows_no_end = match set.strategy {
+        Strategy::Atomic => true,
+        // A floor becomes minRecoveryPoint; without a connection there is none.
+        Strategy::Ordered => set.floor_lsn.is_none(),
+        Strategy::Label | Strategy::Cold => false,
+    };
+    knows_no_end && !set.postgres.standby && recovery.signal().is_some()
 }
 
 /// Returns the name of the set; `None` if its position before the target decides.

@@ -55,6 +55,9 @@ pub(super) fn start(
     if is_for_nobody_yet(build) {
         // With hot_standby on, recovery pauses at a setting that the original raised meanwhile.
         options.push(("hot_standby".into(), "off".into()));
+    } else if pauses(&build.recovery) {
+        // With hot_standby off, PostgreSQL shuts down instead (validateRecoveryParameters in xlogrecovery.c).
+        options.push(("hot_standby".into(), "on".into()));
     }
     if has_in_place_tablespaces(&data)? {
         options.push(("allow_in_place_tablespaces".into(), "on".into()));
@@ -179,6 +182,11 @@ fn is_for_nobody_yet(build: &Build) -> bool {
     recovery.standby.is_none() && promotes
 }
 
+/// Whether recovery waits at its target, for somebody who reads.
+fn pauses(recovery: &Recovery) -> bool {
+    recovery.action == Action::Pause && recovery.target != Target::End
+}
+
 /// Whether recovery should replay everything in an archive, but PostgreSQL would end it at whatever prevents that.
 fn goes_to_the_end_of_an_archive(asked: &Recovery) -> bool {
     asked.restore_command.is_some() && asked.target == Target::End && asked.standby.is_none()
@@ -189,7 +197,7 @@ fn recover(build: &Build, server: &mut Server) -> Result<Outcome> {
     if build.recovery.standby.is_some() {
         return standby::follow(build, server);
     }
-    let pauses = build.recovery.action == Action::Pause && build.recovery.target != Target::End;
+    let pauses = pauses(&build.recovery);
     let waited = server.wait_for_recovery(pauses, |words| tracing::info!("recovery: {words}"));
     let outcome = waited.map_err(|error| explain(build, server, error))?;
     whole_pages::verify(build, server)?;

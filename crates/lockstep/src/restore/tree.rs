@@ -210,7 +210,7 @@ fn check_end(build: &Build) -> Result<()> {
         let (_, end) = copies::read(&pg_wal, identity, redo, Lsn::new(u64::MAX))?;
         known.floor_lsn = Some(end);
     }
-    choice::check_way(build.cx, &known, &build.recovery)
+    choice::check_end(build.cx, &known, &build.recovery)
 }
 
 /// Removes the backup history files that the original's backups left for its archive, which has them already: their
@@ -251,10 +251,12 @@ fn place_control(build: &Build, owner: Option<Credentials>) -> Result<()> {
 
 /// Returns the new pg_control, if it can't stay as it is.
 fn changed_control(manifest: &Manifest, control: &ControlFile) -> Result<Option<Vec<u8>>> {
-    // Then PostgreSQL itself refuses to end recovery before the floor. A standby's pg_control has a minRecoveryPoint
-    // of its own, which must never become smaller.
+    // Then PostgreSQL itself refuses to end recovery before the floor, and to follow a timeline that left the set's own
+    // before it: by a label it checks that of the checkpoint alone (InitWalRecovery in xlogrecovery.c). A standby's
+    // pg_control has a minRecoveryPoint of its own, which must never become smaller.
     let floor = manifest.floor_lsn.filter(|floor| {
-        let wanted = manifest.strategy == Strategy::Ordered || manifest.postgres.standby;
+        let wanted = matches!(manifest.strategy, Strategy::Label | Strategy::Ordered)
+            || manifest.postgres.standby;
         wanted && manifest.strategy != Strategy::Cold && *floor > control.min_recovery_point
     });
     let raised = floor.map(|floor| control.with_min_recovery_point(floor, manifest.timeline()));
@@ -414,8 +416,60 @@ pub(crate) fn write_auto_conf(
 /// TABLESPACE linked them by its original path.
 pub(super) fn correct_links(data: &Path, moved: &[(PathBuf, PathBuf)]) -> Result<()> {
     for (oid, target) in instance::tablespace_links(data)? {
-        let Some((_, new)) = moved.iter().find(|(old, _)| *old == target) else { continue };
-        files::link(&data.join("pg_tblspc").join(OsStr::new(&oid.to_string())), new)?;
+        let Some(new) = moved_to(&target, moved) else { continue };
+        files::link(&data.join("pg_tblspc").join(OsStr::new(&oid.to_string())), &new)?;
     }
     Ok(())
+}
+
+/// Returns where a link should lead. A tablespace may have been made again in the same folder by another path to it,
+/// over a symbolic link: recovery wrote to what was shown there, whatever the path.
+fn moved_to(target: &Path, moved: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
+    let is_right = moved.iter().any(|(_, new)| new == target);
+    if let Some((_, new)) = moved.iter().find(|(old, _)| old == target) {
+        return Some(new.clone());
+    }
+    let target = std::fs::canonicalize(target).ok().filter(|_| !is_right)?;
+    let real = moved.iter().filter_map(|(old, new)| Some((std::fs::canonicalize(old).ok()?, new)));
+    let around = real.filter(|(old, _)| target.starts_with(old));
+    // One may be in the folder of another.
+    let (old, new) = around.max_by_key(|(old, _)| old.components().count())?;
+    let inside = target.strip_prefix(&old).ok()?;
+    // join with an empty path leaves a trailing slash.
+    Some(if inside.as_os_str().is_empty() { new.clone() } else { new.join(inside) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn a_link_to_a_tablespace_is_corrected_however_its_path_is_written() {
+        let scratch = tempfile::tempdir().unwrap();
+        let root = scratch.path().canonicalize().unwrap();
+        let made = |name: &str| {
+            std::fs::create_dir_all(root.join(name)).unwrap();
+            root.join(name)
+        };
+        let (outer, inner, below) = (made("srv/ts"), made("srv/ts/in"), made("srv/ts/below"));
+        let (one, two, other) = (made("r/tablespaces/1"), made("r/tablespaces/2"), made("other"));
+        let (data, folder) = (made("r/data"), made("r/data/pg_tblspc"));
+        symlink(root.join("srv"), root.join("alias")).unwrap();
+        let (alias, gone) = (root.join("alias/ts"), root.join("gone"));
+        let moved = [(outer.clone(), one.clone()), (inner.clone(), two.clone())];
+        for (oid, target, leads_to) in [
+            ("1", &one, &one),
+            ("2", &outer, &one),
+            ("3", &alias, &one),
+            ("4", &alias.join("in"), &two),
+            ("5", &below, &one.join("below")),
+            ("6", &other, &other),
+            ("7", &gone, &gone),
+        ] {
+            symlink(target, folder.join(oid)).unwrap();
+            correct_links(&data, &moved).unwrap();
+            assert_eq!(std::fs::read_link(folder.join(oid)).unwrap(), *leads_to, "{oid}");
+        }
+    }
 }

@@ -555,6 +555,41 @@ fn replayed_create_tablespace_at_an_unknown_path() {
     fixture.discard_restored(&to, &set);
 }
 
+/// After the set, a tablespace was dropped, another one made in its folder by a path over a symbolic link, and that
+/// dropped too. At a target in between, the restored cluster's leads to its own folder.
+#[test]
+fn a_tablespace_made_by_another_path_to_its_folder_leads_to_the_restored_one() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label").id;
+    let (path, alias) = (fixture.tablespace("ts2"), fixture.mnt().join("alias"));
+    std::os::unix::fs::symlink(&path, &alias).expect("its name is free");
+    fixture.cluster.execute(&[
+        "DROP TABLE two",
+        "DROP TABLESPACE ts2",
+        &format!("CREATE TABLESPACE again LOCATION '{}'", alias.display()),
+        "CREATE TABLE in_again (n int) TABLESPACE again",
+        "INSERT INTO in_again VALUES (7)",
+        "SELECT pg_create_restore_point('again')",
+        "DROP TABLE in_again",
+        "DROP TABLESPACE again",
+        &format!("CREATE TABLESPACE ts2 LOCATION '{}'", path.display()),
+        "CREATE TABLE two (n int) TABLESPACE ts2",
+        "CHECKPOINT",
+    ]);
+    archive_everything(&fixture);
+    let before = walk(&path);
+    let (to, command) = (fixture.target("alias"), restore_command(&fixture));
+    let options = ["--target-name", "again", "--restore-command", &command];
+    let restored = lockstep.restore_and_start(&set, &to, &options);
+    let server = restored.server();
+    assert_eq!(server.value("postgres", "SELECT sum(n) FROM in_again"), "7");
+    server.execute(&["CREATE TABLE more (n int) TABLESPACE again", "CHECKPOINT"]);
+    server.stop(Stop::Fast);
+    assert_eq!(differences(&before, &walk(&path)), Vec::<PathBuf>::new(), "{path:?} was touched");
+    fixture.discard_restored(&to, &set);
+}
+
 /// Nobody can connect to a server that was shut down, so no clone is made that is said to accept connections.
 #[test]
 fn a_clone_isn_t_shut_down_at_its_target() {

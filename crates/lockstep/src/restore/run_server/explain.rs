@@ -135,7 +135,9 @@ fn of_another_timeline(set: &Manifest, is_standby: bool, said: &[String]) -> Opt
             "{before} (with --target-time and no set given, Lockstep finds it), or give --target-timeline {timeline} to recover along the set's own"
         ),
     };
-    if says("is not a child of this server's history") {
+    if says("is not a child of this server's history")
+        || says("does not contain minimum recovery point")
+    {
         return Some(format!(
             "set {id} is of timeline {timeline}, which was left before the set's end for the one that recovery follows: {other}"
         ));
@@ -214,7 +216,8 @@ mod tests {
         let hint = |line: &str| of(false, line);
         let not_a_child = "FATAL:  requested timeline 4 is not a child of this server's history";
         let no_checkpoint = "FATAL:  could not locate required checkpoint record at 0/2000060";
-        for line in [not_a_child, no_checkpoint] {
+        let without_its_end = "FATAL:  requested timeline 4 does not contain minimum recovery point 0/2000100 on timeline 3";
+        for line in [not_a_child, no_checkpoint, without_its_end] {
             let hint = hint(line).unwrap();
             assert!(hint.contains("--target-timeline 3"), "{hint}");
             assert!(!hint.contains("remov"), "{hint}");

@@ -112,3 +112,29 @@ fn what_lies_behind_the_end_of_recovery_is_said() {
     assert_eq!(rows, numbers(10));
     assert!(!outcome.stderr.contains(words), "{}", outcome.describe());
 }
+
+/// The primary's timeline was left while the set was being taken: a standby that lacked the last records was promoted. By
+/// its label PostgreSQL would check only where the set begins, and find its end in the set's own WAL.
+#[test]
+fn a_timeline_that_was_left_within_the_set_is_not_followed() {
+    let history = History::new();
+    let (fixture, set) = (&history.fixture, &history.set);
+    let (id, floor) = (set.id.as_str(), set.floor_lsn.expect("label knows its end"));
+    // Before the end of the end-of-backup record, and after the checkpoint.
+    let promoted = format!("1\t{}\tno recovery target specified\n", Lsn(floor.0 - 8));
+    write_as_postgres(&fixture.archive.join("00000002.history"), &promoted);
+    // The new timeline's first segment isn't full yet, and the old host is gone.
+    let archive = fixture.archive.display();
+    let command = format!("case %f in *.history) cp {archive}/%f %p;; *) exit 1;; esac");
+    let directory = fixture.target("left within");
+    let start = ["--start", "--restore-command", &command];
+    let refused =
+        fixture.lockstep().expect(exit::FAILED, &restore_arguments(id, &directory, &start));
+    let words = ["does not contain minimum recovery point", "hint: set", "--target-timeline 1"];
+    assert_said(&refused, &words);
+
+    let along = ["--target-timeline", "1", "--restore-command", &command];
+    let restored = fixture.lockstep().restore_and_start(id, &directory, &along);
+    assert_eq!(rows(restored.server()), numbers(0));
+    fixture.discard_restored(&directory, id);
+}

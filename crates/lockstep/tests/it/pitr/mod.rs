@@ -497,6 +497,37 @@ fn ordered_set_allows_targets_from_its_floor_on() {
     assert_eq!(history.rows_at("after", &options), numbers(4));
 }
 
+/// Without a connection an ordered set has no floor, and PostgreSQL doesn't know where it ends: it would replay all of the
+/// set's own WAL, also what comes after the place where its timeline was left.
+#[test]
+fn ordered_set_without_a_floor_follows_no_timeline_that_left_its_own_before() {
+    let fixture = Fixture::new(two_pools_four_datasets().archive().setting("autovacuum", "off"));
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY) TABLESPACE ts2", "CHECKPOINT"]);
+    let left = insert(cluster, 0);
+    insert(cluster, 1);
+    let silent = fixture.root().join("silent.toml");
+    fs::write(&silent, fixture.configuration("ordered", false)).expect("it can be written");
+    let lockstep = crate::support::lockstep::Lockstep::new(&silent, &cluster.bin);
+    let set = lockstep.backup("ordered");
+    assert_eq!(set.floor_lsn, None);
+
+    // A standby that had row 0 was promoted.
+    let promoted = format!("1\t{}\tno recovery target specified\n", left.lsn);
+    write_as_postgres(&fixture.archive.join("00000002.history"), &promoted);
+    let command = format!("cp {}/%f %p", fixture.archive.display());
+    let directory = fixture.target("left");
+    let options = ["--start", "--restore-command", &command];
+    let refused = lockstep.expect(exit::USAGE, &restore_arguments(&set.id, &directory, &options));
+    assert_said(&refused, &["of timeline 1, which was left at", "--target-timeline 1"]);
+    assert!(is_empty(&directory), "{directory:?} is left: {}", refused.describe());
+
+    let along = ["--target-timeline", "1", "--restore-command", &command];
+    let restored = lockstep.restore_and_start(&set.id, &directory, &along);
+    assert_eq!(rows(restored.server()), numbers(1));
+    fixture.discard_restored(&directory, &set.id);
+}
+
 /// A set during which rows 1 to 3 were committed, with a checkpoint after one of them; rows 4 and 5 came after it.
 struct During {
     history: History,

@@ -107,3 +107,29 @@ fn room_for_prepared_transactions_15() {
 fn room_for_prepared_transactions_18() {
     room_for_prepared_transactions(18);
 }
+
+/// The set is of a cluster with `hot_standby = off`, perhaps from its time as a standby. With that PostgreSQL shuts a server
+/// down where it is told to pause.
+#[test]
+fn a_pause_lets_readers_in_whatever_the_original_has() {
+    let history = History::new();
+    let (fixture, cluster) = (&history.fixture, &history.fixture.cluster);
+    cluster.execute(&["ALTER SYSTEM SET hot_standby = off"]);
+    let set = fixture.lockstep().backup("label");
+    let mark = insert(cluster, 7);
+    insert(cluster, 8);
+    history.archive_everything(cluster, 1);
+    let command = history.restore_command();
+    let target =
+        ["--target-lsn", &mark.lsn, "--target-action", "pause", "--restore-command", &command];
+    let options = [&["--set", set.id.as_str()][..], &target].concat();
+    let clone = fixture.lockstep().clone_create("dev", &options);
+    assert_eq!(rows(clone.server()), numbers(7));
+    fixture.lockstep().expect(exit::DONE, &["clone", "destroy", "dev"]);
+
+    let directory = fixture.target("paused");
+    let restored = fixture.lockstep().restore_and_start(&set.id, &directory, &target);
+    assert_eq!(rows(restored.server()), numbers(7));
+    assert_eq!(restored.server().value("postgres", "SELECT pg_is_in_recovery()"), "t");
+    fixture.discard_restored(&directory, &set.id);
+}
