@@ -1,24 +1,24 @@
 //! Finds the first segment of WAL that any set needs, wherever it is: an archive has to be kept from there on.
 //!
-//! What could go wrong: too much is cleaned up. So a place that doesn't answer, a manifest that can't be read, or a
-//! repository that has lost its sets is an error, never a result. And every set counts, whichever cluster it belongs
-//! to: the data directory may be new since, or come from pg_upgrade. The first name of all is right for each set,
-//! even if their segments differ in size: each set needs the segments from its own first one on, and none before the
-//! first name of all.
+//! What could go wrong: too much is cleaned up. So a place that doesn't answer, a manifest that can't be read, another
+//! repository in the place of the known one, or one that has lost its sets is an error, never a result. And every set
+//! counts, whichever cluster it belongs to: the data directory may be new since, or come from pg_upgrade. The first
+//! name of all is right for each set, even if their segments differ in size: each set needs the segments from its own
+//! first one on, and none before the first name of all.
 
 use pgfiles::wal_name::WalSegment;
 
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::kin::{self, Identity, Kin};
-use crate::repository::{self, Repository};
+use crate::repository::{self, Repository, known};
 use crate::set::manifest::Manifest;
 use crate::set::{notes, unread};
 
 /// Returns it for the sets on this host and in each repository of the cluster.
 ///
 /// # Errors
-/// When one of them doesn't answer in full or has lost its sets, or there is no set at all.
+/// When one of them doesn't answer in full, isn't the known one or has lost its sets, or there is no set at all.
 pub fn find(cx: &Context) -> Result<String> {
     let (here, damaged) = cx.state.sets()?;
     if let Some((set, error)) = damaged.first() {
@@ -30,6 +30,8 @@ pub fn find(cx: &Context) -> Result<String> {
     let mut all = here.clone();
     for name in &cx.cluster.repositories {
         let repository = repository::open(cx, name)?;
+        // The sets of the known one, which isn't there, need their WAL too.
+        known::assert_same(cx, &repository)?;
         let (sets, damaged) = repository.sets()?;
         if let Some((set, error)) = damaged.into_iter().next() {
             if matches!(error, Error::Store { .. }) {

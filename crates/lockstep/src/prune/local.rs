@@ -1,7 +1,7 @@
 //! The sets on this host: what is wrong with each or depends on it, the plan, and its execution.
 //!
-//! A set that isn't whole (a snapshot is gone or replaced by another) counts for no rule: it must not use up a place
-//! that a restorable set could have. It is removed when its time has come.
+//! A set that isn't whole (a snapshot is gone or replaced by another, or a file of its own is gone or cut) counts for
+//! no rule: it must not use up a place that a restorable set could have. It is removed when its time has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,6 +19,7 @@ use crate::set::branches::{Branches, Member};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal::{self, CutOff, Removal};
 use crate::set::unread::{self, Unread};
+use crate::set::verify;
 use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{Away, DatasetName, SnapshotName, Standing};
@@ -138,6 +139,8 @@ struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
+    /// What is wrong with the files beside manifests, by set.
+    files: BTreeMap<String, String>,
     /// Sets whose removal was cut off, and couldn't be finished yet.
     begun: Vec<CutOff>,
     /// Where the snapshots of damaged sets that will be removed are.
@@ -172,8 +175,14 @@ impl Facts {
         let named: Vec<_> = volumes.map(|volume| volume.snapshot.clone()).collect();
         let standing = cx.zfs.standing(&named)?;
         let away = cx.zfs.all_away(named.iter().map(|snapshot| snapshot.dataset.pool()))?;
+        let files = sets.iter().filter_map(|set| {
+            let wrong = verify::file_sizes(cx, set).err()?;
+            Some((set.set.to_string(), wrong.chain()))
+        });
+        let files = files.collect();
         Ok(Self {
             owner: cx.state.owner().to_owned(),
+            files,
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
             begun: Vec::new(),
@@ -322,14 +331,16 @@ impl Facts {
         if let Some(why) = set.volumes.iter().find_map(away) {
             return Some(why);
         }
-        let (volume, found) = set.first_gone(&self.standing)?;
+        let rid = format!("; to be rid of the set: {} prune --local --set {}", lockstep(), set.set);
+        let Some((volume, found)) = set.first_gone(&self.standing) else {
+            return self.files.get(set.set.as_str()).map(|why| format!("{why}{rid}"));
+        };
         let name = &volume.snapshot;
         if let Some((now, standing)) = self.moved.get(name) {
             return Some(removal::comes_back(&volume.dataset, now, standing).unwrap_or_else(
                 || format!("\"{name}\" is \"{now}\" now: {}", removal::renaming(name, now)),
             ));
         }
-        let rid = format!("; to be rid of the set: {} prune --local --set {}", lockstep(), set.set);
         Some(match found {
             None => format!("\"{name}\" is gone{rid}"),
             Some(_) => format!("\"{name}\" is another snapshot{rid}"),
@@ -438,6 +449,10 @@ impl Facts {
             },
             (Some(_), _) if !named.is_empty() && !is_named(set) => {
                 Fate::Keep(vec![Reason::NotNamed])
+            }
+            // Whoever named it is told why it is needed.
+            (Some(_), _) if is_named(set) && kept(all, set).is_some() => {
+                Fate::Keep(kept(all, set).unwrap_or_default())
             }
             (Some(why), _) if kept(all, set).is_some() => Fate::Left(why),
             (Some(_), Some(why)) => Fate::Left(why),

@@ -12,6 +12,9 @@
 //! Whenever the process dies, every set stays restorable, and the next run continues from what it finds. A set whose
 //! manifest can't be read is never removed, and stops the second to the fourth step, because nobody knows what it
 //! needs. Nothing stops the fifth.
+//!
+//! A set that isn't whole (the store has lost something that it needs) counts for no rule: it must not use up a place
+//! that a restorable set could have. It is removed when its time has come.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -28,12 +31,13 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, in_common, local, locks,
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::progress::Progress;
+use crate::repository::harm::{self, Harm};
 use crate::repository::header::StreamRules;
 use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
 use crate::repository::seen;
 use crate::repository::shipped::FILES_IMAGE;
-use crate::repository::{self, Repository, Shipped, of_strata, twice};
+use crate::repository::{self, Repository, Shipped, known, of_strata, twice};
 use crate::retention::{self, Candidate, Decision, Policy, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -80,7 +84,8 @@ pub(super) struct Tidied {
 /// Makes the plan, shows it, and carries it out.
 ///
 /// # Errors
-/// When the repository can't be reached, another process prunes it, or the command was interrupted.
+/// When the repository can't be reached or isn't the known one, another process prunes it, or the command was
+/// interrupted.
 pub(super) fn prune(
     cx: &Context,
     name: &str,
@@ -100,6 +105,8 @@ pub(super) fn prune(
         false => Some(at_work::lock(cx, name, "prune")?),
     };
     let repository = repository::open(cx, name)?;
+    // The policy is that of the known one.
+    known::assert_same(cx, &repository)?;
     // Before the lease: on this host a repository is locked by its name, and this would be another one's lease.
     if let Some(other) = twice::other_name(cx, &repository) {
         return Err(twice::refusal(&repository, other));
@@ -123,7 +130,9 @@ pub(super) fn prune(
     let named = named.as_slice();
     let (bases, now) = (&bases, Timestamp::now());
     let rules = Choice { policy, named, bases, identity, now, zone: &zone };
-    let mut plan = rules.plan(&repository)?;
+    let memory = harm::memory(cx, &repository);
+    let mut plan =
+        rules.plan_beside(&repository, |sets| harm::of_sets(&repository, &memory, sets))?;
     plan.insist_on(named)?;
     show(&plan);
     steps::reached("prune.planned")?;
@@ -175,8 +184,13 @@ pub(super) struct Choice<'a> {
 }
 
 impl Choice<'_> {
-    /// Makes the plan.
-    pub(super) fn plan(&self, repository: &Repository) -> Result<Plan> {
+    /// Makes the plan. `harmed` returns those of some sets that aren't whole; it is asked only if the policy removes
+    /// any.
+    pub(super) fn plan_beside(
+        &self,
+        repository: &Repository,
+        harmed: impl Fn(&[&Shipped]) -> Result<Vec<Harm>>,
+    ) -> Result<Plan> {
         let (all, damaged) = repository.sets()?;
         let kin = Kin::of(self.identity, &all);
         // Whoever names a set gives it up.
@@ -188,6 +202,15 @@ impl Choice<'_> {
         let locks = locks::Known::read(repository)?;
         let until = |set: &Shipped| locks.until(repository, set);
         let mut entries = self.decide(&sets, common.as_deref(), until);
+        if self.policy.is_some() && entries.iter().any(|entry| entry.fate == Fate::Remove) {
+            let harmed = harmed(&sets.iter().collect::<Vec<_>>())?;
+            let why: BTreeMap<_, _> = harmed.into_iter().map(|harm| (harm.set, harm.why)).collect();
+            let is_whole = |set: &Shipped| !why.contains_key(set.manifest.set.as_str());
+            let whole: Vec<_> = sets.into_iter().filter(is_whole).collect();
+            entries.retain(|entry| why.contains_key(&entry.set));
+            entries.iter_mut().for_each(|entry| leave_harmed(entry, &why, &repository.name));
+            entries.extend(self.decide(&whole, common.as_deref(), until));
+        }
         // Whoever names a set that can't be read gives it up.
         let is_named = |set: &String| self.policy.is_none() && self.named.contains(set);
         let mut problems = Vec::new();
@@ -263,6 +286,20 @@ impl Choice<'_> {
             },
         };
         decided.into_iter().map(entry).collect()
+    }
+}
+
+/// A set that isn't whole and that the rules keep among all sets is left, and that is a problem. If only its lock keeps
+/// it, that isn't to be extended.
+fn leave_harmed(entry: &mut Entry, why: &BTreeMap<String, String>, repository: &str) {
+    let is_lock = |why: &Reason| matches!(why, Reason::LockedUntil(_));
+    if let (Fate::Keep(reasons), Some(why)) = (&entry.fate, why.get(&entry.set))
+        && !reasons.iter().all(is_lock)
+    {
+        entry.fate = Fate::Left(format!(
+            "it isn't whole, so it takes no place of another set: {why}; {}",
+            harm::hint(repository)
+        ));
     }
 }
 
@@ -543,3 +580,7 @@ pub(super) mod tests;
 #[cfg(test)]
 #[path = "remote_raw_tests.rs"]
 mod raw_tests;
+
+#[cfg(test)]
+#[path = "remote_harmed_tests.rs"]
+mod harmed_tests;

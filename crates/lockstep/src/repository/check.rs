@@ -256,8 +256,9 @@ fn of_sets(
         }
         let again = || {
             format!(
-                "don't restore this set from here; `{} ship --full` stores it again, if it is still on its host",
-                lockstep()
+                "don't restore this set from here; `{} ship --full --repository {} {id}` stores it again, if it is still on its host",
+                lockstep(),
+                repository.name
             )
         };
         let (what, hint) = match files::wrong(repository, id, files) {

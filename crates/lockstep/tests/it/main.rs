@@ -22,6 +22,7 @@ mod moved;
 mod names;
 mod pitr;
 mod prune;
+mod prune_incomplete;
 mod prune_repository;
 mod raw;
 mod repo;

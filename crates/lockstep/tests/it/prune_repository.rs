@@ -273,6 +273,51 @@ fn the_newest_common_set_stays_on_both_sides() {
     lockstep.expect(exit::USAGE, &["prune", "--repository", NAME]);
 }
 
+/// The repository's disk isn't mounted, and below its mount point is another repository: nothing is removed because of
+/// what that one has or lacks, and no WAL counts as unneeded.
+#[test]
+fn another_repository_in_its_place_decides_nothing() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = configured(&fixture, "local = { last = 1 }\nrepository = { last = 1 }");
+    let older = lockstep.backup("label").id;
+    fixture.cluster.execute(&["SELECT pg_switch_wal()"]);
+    // Sets of the same second have no order.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    let common = lockstep.backup("label").id;
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &older]);
+    let first_wal = || lockstep.json(&["list", "--first-wal"])["first_wal"].clone();
+    let (kept_from, id) = (first_wal(), lockstep.json(&["repo", "list"]));
+    let id = id["repositories"][0]["id"].as_str().expect("an id").to_owned();
+
+    let (there, away) = (folder(&fixture), fixture.root().join("away"));
+    fs::rename(&there, &away).expect("a folder can be renamed");
+    let other = shipping::other_host(&fixture, "other", &fixture.cluster.data);
+    other.expect(exit::DONE, &["repo", "init"]);
+    let newest = Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    let prune = ["prune", "--repository", NAME];
+    let planned = [&prune[..], &["--dry-run"]].concat();
+    for arguments in [&["list", "--first-wal"][..], &prune[..], &planned[..]] {
+        let refused = lockstep.expect(exit::REFUSED, arguments);
+        assert_said(&refused, &["isn't at its URL", &id, "is its file system mounted"]);
+        assert_eq!(refused.stdout, "", "{}", refused.describe());
+    }
+    let outcome = lockstep.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_said(&outcome, &["can't be asked what it has", "isn't at its URL"]);
+    assert_eq!(
+        lockstep.sets(),
+        sorted(&[&common, &newest]),
+        "the base of the next increment stays"
+    );
+
+    let _ = fs::remove_dir_all(&there);
+    fs::rename(&away, &there).expect("a folder can be renamed");
+    assert_eq!(first_wal(), kept_from);
+    lockstep.expect(exit::DONE, &prune);
+    let shipped = lockstep.json(&["ship"]);
+    let volumes = shipped["repositories"][0]["volumes"].as_array().expect("volumes");
+    assert!(volumes.iter().all(|volume| volume["base"].is_string()), "{shipped}");
+}
+
 /// Nothing says under its new name what it has, so it is assumed to have what was shipped to a name that no longer
 /// exists.
 #[test]

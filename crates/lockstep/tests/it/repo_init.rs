@@ -396,3 +396,23 @@ fn a_key_that_may_open_something_is_not_useless() {
     assert_eq!(listed["sets"][0]["set"], *set, "{listed}");
     fixture.discard_set(&set);
 }
+
+/// The repository's disk isn't mounted, and below its mount point is another one: a set in there would be missed.
+#[test]
+fn nothing_is_shipped_to_another_repository_in_its_place() {
+    let fixture = Fixture::new(one_dataset());
+    let lockstep = shipping::with_repository(&fixture);
+    let listed = lockstep.json(&["repo", "list"]);
+    let id = listed["repositories"][0]["id"].as_str().expect("an id");
+    let (there, away) = (shipping::folder(&fixture), fixture.root().join("away"));
+    fs::rename(&there, &away).expect("the test may");
+    let other = shipping::other_host(&fixture, "other", &fixture.cluster.data);
+    other.expect(exit::DONE, &["repo", "init"]);
+    let outcome = lockstep.expect(exit::PROBLEMS, &["backup", "--strategy", "label"]);
+    says(&outcome, &["isn't at its URL", id, "mounted", "--instead-of"]);
+    let listed = other.json(&["list", "--from", "repository"]);
+    assert_eq!(listed["sets"].as_array().map(Vec::len), Some(0), "{listed}");
+    fs::remove_dir_all(&there).expect("the test may");
+    fs::rename(&away, &there).expect("the test may");
+    lockstep.expect(exit::DONE, &["ship"]);
+}

@@ -10,7 +10,7 @@ use crate::support::cluster::Stop;
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
 use crate::support::lockstep::{Lockstep, Set, exit};
-use crate::support::shipping::{folder, objects, with_repository};
+use crate::support::shipping::{NAME, folder, objects, with_repository};
 use lockstep::config::RepositoryConfig;
 use lockstep::repository::{Repository, files};
 use lockstep::set::manifest::hash_file;
@@ -142,4 +142,9 @@ fn a_check_that_reads_data_compares_a_sets_files_with_its_manifest() {
     let words =
         format!("these files of set {} aren't what its manifest says: backup_label", first.id);
     assert!(said.contains(&words) && !said.contains(&second.id), "{}", outcome.describe());
+    // The hint's command repairs this set, not the newest.
+    let mends = ["ship", "--full", "--repository", NAME, &first.id];
+    assert!(said.contains(&mends.join(" ")), "{}", outcome.describe());
+    lockstep.expect(exit::DONE, &mends);
+    lockstep.expect(exit::DONE, &["repo", "check", "--read-data"]);
 }

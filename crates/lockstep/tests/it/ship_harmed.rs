@@ -4,7 +4,7 @@ use crate::support::checker::Checker;
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
 use crate::support::lockstep::{Lockstep, Set, exit, json_of};
-use crate::support::shipping::{NAME, folder, objects, packs, with_repository};
+use crate::support::shipping::{NAME, folder, objects, packs, with_options, with_repository};
 use std::fs;
 use std::path::PathBuf;
 
@@ -210,4 +210,42 @@ fn a_repository_that_has_manifests_alone_is_not_well() {
     let place = folder(&harmed.fixture).join("clusters/main/volumes");
     fs::remove_dir_all(place).expect("the test may");
     harmed.backup_beside(&sets);
+}
+
+/// They can't be restored, so they use up no place of those that can.
+#[test]
+fn a_prune_keeps_what_can_be_restored_beside_what_is_not_whole() {
+    let harmed = Harmed::new();
+    // Sets of the same second have no order.
+    let backup = || {
+        std::thread::sleep(std::time::Duration::from_millis(1100));
+        harmed.backup()
+    };
+    let first = backup();
+    let before = packs(&harmed.fixture);
+    let second = backup();
+    let mut new = packs(&harmed.fixture);
+    new.retain(|path, _| !before.contains_key(path));
+    let third = backup();
+    let lost = new.into_iter().max_by_key(|(_, size)| *size).expect("it stored something").0;
+    fs::remove_file(lost).expect("the test may delete it");
+
+    let retention = "\n[clusters.main.retention]\nrepository = { last = 2 }\n";
+    let lockstep = with_options(&harmed.fixture, retention);
+    let prune = ["--json", "prune", "--repository", NAME];
+    for more in [&["--dry-run"][..], &[]] {
+        let outcome = lockstep.expect(exit::PROBLEMS, &[&prune[..], more].concat());
+        for set in [&second, &third] {
+            let words = format!("set {} is left: it isn't whole", set.id);
+            assert!(outcome.stderr.contains(&words), "{}", outcome.describe());
+        }
+        let removed = &json_of(&outcome)["places"][0]["removed"];
+        assert_eq!(removed.as_array().map(Vec::len), Some(0), "{}", outcome.describe());
+    }
+    harmed.proves(&first);
+    // Once they are whole, they count.
+    lockstep.expect(exit::DONE, &["ship", "--full", "--repository", NAME, &second.id]);
+    let pruned = lockstep.json(&["prune", "--repository", NAME]);
+    assert_eq!(pruned["places"][0]["removed"], serde_json::json!([first.id]), "{pruned}");
+    harmed.proves(&third);
 }

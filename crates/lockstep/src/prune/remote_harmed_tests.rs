@@ -1,0 +1,69 @@
+//! Sets that aren't whole: they take no place of those that can be restored.
+
+use std::sync::Arc;
+
+use jiff::tz::TimeZone;
+
+use super::tests::{filled, policy, repository, set_id};
+use super::*;
+
+/// Plans for this many sets by these rules; `harmed` returns those that aren't whole.
+fn planned(
+    count: usize,
+    rules: &str,
+    harmed: impl Fn(&[&Shipped]) -> Result<Vec<Harm>>,
+) -> Result<Plan> {
+    let (memory, _) = filled(count);
+    let (repository, policy) = (repository(Arc::new(memory)), policy(rules));
+    let now = "2026-12-24T00:00:00Z".parse().unwrap();
+    let (bases, identity, zone) = (&BTreeSet::new(), &Identity::default(), &TimeZone::UTC);
+    Choice { policy: Some(&policy), named: &[], bases, identity, now, zone }
+        .plan_beside(&repository, harmed)
+}
+
+fn lost_a_pack(set: String) -> Harm {
+    Harm { set, why: "a pack is gone".into() }
+}
+
+#[test]
+fn what_is_not_whole_takes_no_place_and_goes_in_its_time() {
+    let plan = planned(6, "last = 2", |sets| {
+        assert_eq!(sets.len(), 6);
+        Ok([3, 5].map(set_id).map(lost_a_pack).to_vec())
+    });
+    let plan = plan.unwrap();
+    assert_eq!(plan.removed().collect::<Vec<_>>(), [0, 1, 3].map(set_id));
+    let kept = |entry: &&Entry| matches!(entry.fate, Fate::Keep(_));
+    let kept: Vec<_> = plan.entries.iter().filter(kept).map(|entry| &entry.set).collect();
+    assert_eq!(kept, [&set_id(2), &set_id(4)]);
+    let left = plan.entries.iter().find(|entry| entry.set == set_id(5)).unwrap();
+    let Fate::Left(why) = &left.fate else { panic!("{left:?}") };
+    assert!(why.contains("isn't whole") && why.contains("a pack is gone"), "{why}");
+    assert!(why.contains("repo check offsite"), "{why}");
+    assert!(plan.has_problems());
+    assert!(plan.entries.is_sorted_by_key(|entry| entry.set.clone()));
+}
+
+#[test]
+fn nothing_is_looked_at_where_nothing_goes() {
+    let plan = planned(3, "last = 3", |_| panic!("nobody asked"));
+    assert!(!plan.unwrap().has_problems());
+    let failed = planned(3, "last = 2", |_| Err(Error::failed("the store failed")));
+    assert_eq!(failed.unwrap_err().to_string(), "the store failed");
+}
+
+/// Otherwise its lock would be extended forever.
+#[test]
+fn what_only_its_lock_keeps_is_not_left() {
+    let set = set_id(0);
+    let why = BTreeMap::from([(set.clone(), "a pack is gone".to_owned())]);
+    let locked = Reason::LockedUntil(Timestamp::UNIX_EPOCH);
+    let fate = |reasons: Vec<Reason>| {
+        let fate = Fate::Keep(reasons);
+        let mut entry = Entry { set: set.clone(), time: None, fate, bytes: None };
+        leave_harmed(&mut entry, &why, "offsite");
+        entry.fate
+    };
+    assert_eq!(fate(vec![locked.clone()]), Fate::Keep(vec![locked.clone()]));
+    assert!(matches!(fate(vec![Reason::Last(2), locked]), Fate::Left(_)));
+}
