@@ -54,8 +54,20 @@ pub struct ObjectStorage {
     folder: Option<PathBuf>,
     /// What writes locked objects, if written objects may not be deleted for some time.
     locking: Option<Arc<dyn Locking>>,
-    runtime: Runtime,
+    calls: Calls,
     timeouts: Timeouts,
+}
+
+/// Makes the calls. A call to a network file system may never return, even after its time limit. So whoever is done
+/// doesn't wait for it: the program would otherwise never end, nor say why.
+struct Calls(Option<Runtime>);
+
+impl Drop for Calls {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl ObjectStorage {
@@ -101,8 +113,8 @@ impl ObjectStorage {
                 source: Some(Box::new(source)),
                 ..StoreError::new("start threads for", prefix, StoreErrorKind::Other)
             })?;
-        let prefix = prefix.trim_matches('/').to_string();
-        Ok(ObjectStorage { store, prefix, folder: None, locking: None, runtime, timeouts })
+        let (prefix, calls) = (prefix.trim_matches('/').to_string(), Calls(Some(runtime)));
+        Ok(ObjectStorage { store, prefix, folder: None, locking: None, calls, timeouts })
     }
 
     /// Locks what is written from now on, except for what is meant to be deleted or overwritten.
@@ -143,7 +155,10 @@ impl ObjectStorage {
         future: impl Future<Output = object_store::Result<T>>,
     ) -> StoreResult<T> {
         let limit = self.timeouts.of(bytes);
-        match self.runtime.block_on(async { tokio::time::timeout(limit, future).await }) {
+        let Some(runtime) = &self.calls.0 else {
+            return Err(StoreError::new(verb, path, StoreErrorKind::Other));
+        };
+        match runtime.block_on(async { tokio::time::timeout(limit, future).await }) {
             Ok(result) => result.map_err(|error| translated(verb, path, error)),
             Err(_) => Err(StoreError {
                 source: Some(format!("no answer within {limit:?}").into()),

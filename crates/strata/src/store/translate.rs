@@ -64,11 +64,15 @@ const CLOCK: &str = "the store's clock and this host's differ: is this host's ri
 const BUCKET: &str = "is its name right, and the endpoint? create the bucket, or container, with the store's own tools";
 const RETAINED: &str = "the bucket's retention or a hold protects it; it can be deleted once that is over. If it is the bucket's retention and there are no versions, nothing can be replaced either: use versions, or the store's soft delete";
 
+const SLOW: &str = "the connection to the store stood still, or is too slow: try again later; what was stored already is kept";
+
 const NO_LOCKS: &str = "this bucket has no object lock: create one with object lock, or switch it on for this one with the store's own tools, or remove immutable_days from the configuration";
 
 const CODES: &[Code] = {
-    use StoreErrorKind::{NoBucket, Other, Retained, Unauthenticated, Unsupported};
+    use StoreErrorKind::{NoBucket, Other, Retained, Transient, Unauthenticated, Unsupported};
     &[
+        // S3 ends a request whose body stands still with 400, not with 408.
+        Code::new("RequestTimeout", Transient, SLOW),
         Code::new("InvalidAccessKeyId", Unauthenticated, ID),
         Code::new("SignatureDoesNotMatch", Unauthenticated, SECRET),
         Code::new("AuthenticationFailed", Unauthenticated, SECRET),
@@ -140,7 +144,9 @@ fn kind_of_source(store: &str, source: &(dyn std::error::Error + 'static)) -> St
             ErrorKind::Interrupted
             | ErrorKind::TimedOut
             | ErrorKind::ConnectionReset
-            | ErrorKind::ConnectionRefused => return StoreErrorKind::Transient,
+            | ErrorKind::ConnectionRefused
+            // NFS: another host has replaced the file. The next try opens it anew.
+            | ErrorKind::StaleNetworkFileHandle => return StoreErrorKind::Transient,
             _ => {}
         }
     }
@@ -206,6 +212,8 @@ mod tests {
     fn what_will_not_pass_is_told_from_what_may() {
         assert_eq!(kind("status code: 503 Service Unavailable"), StoreErrorKind::Transient);
         assert_eq!(kind("status code: 400 Bad Request: <Code>X</Code>"), StoreErrorKind::Other);
+        let stood_still = "status code: 400 Bad Request: <Code>RequestTimeout</Code>";
+        assert_eq!(kind(stood_still), StoreErrorKind::Transient);
         assert_eq!(kind("status code: 400: ExpiredToken"), StoreErrorKind::Unauthenticated);
         let nobody = "PUT http://169.254.169.254/latest/api/token: timed out";
         assert_eq!(kind(nobody), StoreErrorKind::Unauthenticated);
@@ -257,6 +265,8 @@ mod tests {
         let error = translated("put", "x", full(std::io::ErrorKind::StorageFull));
         assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(NO_ROOM)));
         assert!(error.lacks_room());
+        let error = translated("get", "x", full(std::io::ErrorKind::StaleNetworkFileHandle));
+        assert_eq!(error.kind, StoreErrorKind::Transient);
         let error = translated("put", "x", full(std::io::ErrorKind::ReadOnlyFilesystem));
         assert_eq!((error.kind, error.hint()), (StoreErrorKind::Other, Some(READ_ONLY)));
         assert!(!error.lacks_room());

@@ -107,6 +107,29 @@ fn a_stalled_call_times_out() {
     assert!(error.hint().is_some());
 }
 
+/// As on a network file system whose server is gone: the system doesn't answer at all.
+#[test]
+fn nobody_waits_for_a_call_that_never_returns() {
+    let folder = tempfile::tempdir().unwrap();
+    // Opening a pipe waits for somebody who writes to it.
+    let pipe = folder.path().join("x");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let local = object_store::local::LocalFileSystem::new_with_prefix(folder.path()).unwrap();
+    let timeouts = strata::store::Timeouts { call: Duration::from_millis(50), least_rate: 1 << 20 };
+    let storage = ObjectStorage::on(Arc::new(local), "", timeouts).unwrap();
+    let (done, is_done) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let kind = storage.get("x").unwrap_err().kind;
+        drop(storage);
+        let _ = done.send(kind);
+    });
+    let kind = is_done.recv_timeout(Duration::from_secs(10));
+    // Ends the wait, so that a failure ends, too: opened for both it waits for nobody.
+    drop(std::fs::File::options().read(true).write(true).open(&pipe).unwrap());
+    thread.join().unwrap();
+    assert_eq!(kind, Ok(StoreErrorKind::TimedOut));
+}
+
 #[test]
 fn calls_are_recorded() {
     let folder = tempfile::tempdir().unwrap();
