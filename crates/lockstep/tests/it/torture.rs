@@ -84,7 +84,7 @@ struct Figures {
 
 impl Arena {
     fn new(layout: Layout, seed: u64) -> Arena {
-        let fixture = Fixture::new(layout);
+        let fixture = Fixture::new(layout.zeros());
         fixture.pgbench_tables(SCALE);
         let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
         // On ts1's dataset: a new tablespace must be on a volume of the set.

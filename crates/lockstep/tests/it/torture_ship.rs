@@ -36,7 +36,7 @@ fn sets_pruned_at_random_and_any_left_restores() {
         from_environment("LOCKSTEP_TORTURE_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
     println!("LOCKSTEP_TORTURE_SEED={seed} LOCKSTEP_TORTURE_ROUNDS={rounds}");
     let mut random = fastrand::Rng::with_seed(seed);
-    let fixture = Fixture::new(two_pools_four_datasets());
+    let fixture = Fixture::new(two_pools_four_datasets().zeros());
     // Half of them with records of several pages, of which only the changed pages are stored.
     for (dataset, place) in fixture.datasets.iter().zip(&fixture.layout.datasets) {
         if ["data", "ts1"].contains(&place.mount.as_str()) {

@@ -16,7 +16,7 @@ use std::time::Duration;
 const SCALE: u32 = 2;
 
 fn back_up_and_restore(major: u32) {
-    let fixture = Fixture::new(two_pools_four_datasets().major(major));
+    let fixture = Fixture::new(two_pools_four_datasets().major(major).zeros());
     let running = fixture
         .cluster
         .value("postgres", "SELECT current_setting('server_version_num')::int / 10000");

@@ -132,6 +132,10 @@ impl Fixture {
             ("wal_level", "replica".to_owned()),
             ("log_checkpoints", "on".to_owned()),
             ("log_line_prefix", "%m [%p] ".to_owned()),
+            // Half of what a short test writes would be the zeros of new segments; `Layout::zeros` writes them.
+            ("wal_init_zero", "off".to_owned()),
+            // Before recovery it would open each file of the cluster to sync it.
+            ("recovery_init_sync_method", "syncfs".to_owned()),
         ]
         .map(|(name, value)| (name.to_owned(), value))
         .into();

@@ -102,6 +102,11 @@ impl Layout {
         self
     }
 
+    /// With PostgreSQL's default for new segments of WAL, which writes them full of zeros.
+    pub fn zeros(self) -> Layout {
+        self.setting("wal_init_zero", "on")
+    }
+
     /// With `archive_mode = on` and `cp` into the fixture's archive directory.
     pub fn archive(mut self) -> Layout {
         self.archive = true;
