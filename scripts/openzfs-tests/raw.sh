@@ -295,11 +295,33 @@ expect_refused "its key was changed" 4 'the key of "tank/enc/c/data" was changed
 must zfs destroy -r tank/enc/c
 rm -rf /copy
 
+# --- the original, received anew ------------------------------------------------------------------------------------------
+
+# Without -w its snapshot keeps the GUID, and is encrypted anew: an increment from it wouldn't fit on what is stored.
+set=$(json "$output" .set)
+must zfs unmount tank/enc/pgdata
+zfs send "tank/enc/pgdata@lockstep-$set" | zfs receive -u -o recordsize=8k tank/enc/anew || die "it can't be received anew"
+must zfs set mountpoint=none tank/enc/pgdata
+must zfs rename tank/enc/pgdata tank/enc/before
+must zfs rename tank/enc/anew tank/enc/pgdata
+must zfs set mountpoint="$PG_ROOT/data" tank/enc/pgdata
+[ "$(zfs get -H -o value mounted tank/enc/pgdata)" = yes ] || must zfs mount tank/enc/pgdata
+expect_equal "it has the GUID" "$(zfs get -Hp -o value guid "tank/enc/before@lockstep-$set")" "$(zfs get -Hp -o value guid "tank/enc/pgdata@lockstep-$set")"
+run_lockstep "a set of the original received anew" backup --strategy cold
+expect_stored "all of it is sent again" 1 7 plain
+expect_refused "restored into new datasets" 4 "its keys aren't loaded" restore latest --from repository --as zfs --dataset tank/a --to /anew
+expect "load its passphrase" sh -c "echo '$PASSPHRASE' | zfs load-key tank/a/tablespace-$space_one"
+run_lockstep "the original received anew" restore latest --from repository --as zfs --dataset tank/a --to /anew --delta --start --port 5504
+expect_restored "the original received anew" tank/a 5504 "$last_rows"
+stop_cluster /anew/data
+run_lockstep "the set after it" backup --strategy cold
+expect_stored "goes on from there" 2 8 plain
+
 # --- pg_wal encrypted too ----------------------------------------------------------------------------------------------------
 
 must zpool destroy -f tank
 must zpool destroy -f fast
-rm -rf "$PG_ROOT" /restored /second /cold /var/lib/lockstep /var/repository
+rm -rf "$PG_ROOT" /restored /second /cold /anew /var/lib/lockstep /var/repository
 must zpool create -O mountpoint=none -O atime=off -O compression=lz4 -O encryption=on -O keyformat=raw -O keylocation=file://$KEY tank /dev/vdb
 must zpool create -O mountpoint=none copies /dev/vdc
 must zfs create -o mountpoint="$PG_ROOT/data" -o recordsize=8k tank/pgdata
