@@ -5,6 +5,7 @@
 //! goes wrong silently: backups that have stopped, an archive that gets nothing, a standby that doesn't follow. So
 //! these are errors, and only hints are warnings.
 
+mod archive;
 mod branches;
 mod copies;
 mod leftovers;
@@ -68,6 +69,9 @@ pub fn run(cx: &Context) -> Result<Vec<Finding>> {
         Ok(survey) => {
             all.extend(of_facts(&survey.facts, cx.cluster.strategy));
             all.extend(space::of_pools(cx, &survey.facts));
+            if let Ok(server) = &survey.facts.server {
+                all.extend(archive::check(cx, server));
+            }
             if survey.facts.is_standby() {
                 all.push(of_standby(&survey.facts));
             }

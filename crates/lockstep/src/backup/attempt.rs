@@ -114,7 +114,13 @@ impl<'a> Attempt<'a> {
             first_snapshot: None,
             last_snapshot_at: started_at,
         };
-        journal::write(&attempt.journal_path(), &attempt.journal)?;
+        let path = attempt.journal_path();
+        journal::write(&path, &attempt.journal)?;
+        if let Err(error) = cx.state.assert_own(&attempt.set) {
+            // Without it nobody takes the other's snapshots for this attempt's.
+            files::remove_file(&path)?;
+            return Err(error);
+        }
         Ok(attempt)
     }
 

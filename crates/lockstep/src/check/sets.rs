@@ -19,6 +19,7 @@ use crate::set::manifest::Manifest;
 use crate::set::unfinished::TAKING;
 use crate::set::verify;
 use crate::set::{notes, removal};
+use crate::steps;
 use crate::volume::zfs::Tagged;
 
 /// How many snapshots of a set are named in a finding.
@@ -272,8 +273,14 @@ fn of_sets(
     subject: &str,
     now: jiff::Timestamp,
 ) -> Result<Vec<Finding>> {
-    let (sets, damaged) = opened.sets()?;
+    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
+    // In this order: a backup that runs meanwhile notes a set only after it is there.
     let (mut here, _) = cx.state.sets()?;
+    let is_noted = |set: &Manifest| notes::is_shipped(cx, &set.set, &opened.name, Some(&opened.id));
+    let noted = here.iter().rev().find(|set| !is_ahead(set) && is_noted(set));
+    let noted = noted.map(|set| set.set.clone());
+    steps::reached("check.noted")?;
+    let (sets, damaged) = opened.sets()?;
     let max_age = cx.cluster.max_age_hours;
     let kin = Kin::of(&Identity::of(cx, &here), &sets);
     let (mut ours, others): (Vec<_>, Vec<_>) = sets.into_iter().partition(|set| kin.has(set));
@@ -281,7 +288,6 @@ fn of_sets(
     let ahead = ours.iter().filter_map(|set| ahead(subject, &set.manifest, &place, now));
     let mut all: Vec<_> = ahead.collect();
     // What was shipped since then shows how old the newest is.
-    let is_ahead = |set: &Manifest| retention::is_ahead(set.set.as_str(), now);
     if ours.iter().any(|set| !is_ahead(&set.manifest)) {
         ours.retain(|set| !is_ahead(&set.manifest));
     }
@@ -335,8 +341,7 @@ fn of_sets(
     all.extend(of_others(cx.name.as_str(), subject, &others));
     let is_there =
         |set: &Manifest| others.iter().chain(&ours).any(|there| there.manifest.set == set.set);
-    let is_noted = |set: &Manifest| notes::is_shipped(cx, &set.set, &opened.name, Some(&opened.id));
-    let noted = here.iter().rev().find(|set| is_noted(set));
+    let noted = here.iter().find(|set| Some(&set.set) == noted.as_ref());
     let this = ThisHost {
         sets: &here,
         noted: noted.map(|set| (set, is_there(set))),

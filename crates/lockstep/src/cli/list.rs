@@ -4,7 +4,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 
-use super::output::{self, JSON_VERSION, say};
+use super::output::{self, JSON_VERSION, say, tell};
 use super::{Done, backup, ship};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
@@ -96,7 +96,7 @@ impl List {
                     && damaged.is_empty()
                     && let Some(hint) = repository.empty_hint()
                 {
-                    eprintln!("hint: it has no set of cluster \"{}\"; {hint}", cx.name);
+                    tell!("hint: it has no set of cluster \"{}\"; {hint}", cx.name);
                 }
                 list(&listed, damaged, as_json)
             }

@@ -158,7 +158,7 @@ impl Cat {
             return Ok(Done::Well);
         }
         // A reader of the output must not mistake this for an empty file.
-        eprintln!(
+        output::tell!(
             "\"{}\" isn't stored: PostgreSQL recreates it, so a restore has a hole of its size there",
             path.escape_ascii()
         );

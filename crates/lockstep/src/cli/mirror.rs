@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION, say};
+use super::output::{self, JSON_VERSION, say, tell};
 use super::text;
 use crate::config::Config;
 use crate::context::{lockstep_of, program};
@@ -153,12 +153,12 @@ impl Mirror {
                 let also = destroy::Also { with_sets: *with_sets, is_lost: *lost };
                 let gone = destroy::run(&home, config, &name, also)?;
                 if !stored.is_empty() {
-                    eprintln!(
+                    tell!(
                         "what it shipped to {stored} stays there, below clusters/{name}: a cluster of this name finds it again"
                     );
                 }
                 if let Some(statement) = &gone.left_on_primary {
-                    eprintln!("the primary can't be reached; run there: {statement}");
+                    tell!("the primary can't be reached; run there: {statement}");
                 }
                 say(json, "destroyed", &name, "is gone")?;
                 Ok(if gone.left_on_primary.is_some() { Done::WithProblems } else { Done::Well })
@@ -372,7 +372,7 @@ fn show_status(all: &[Status], json: bool) -> Result<Done> {
         output::print_table(&table);
         for status in all {
             if let Some(hint) = status.hint() {
-                eprintln!("hint: {}: {hint}", status.record.name);
+                tell!("hint: {}: {hint}", status.record.name);
             }
         }
     }

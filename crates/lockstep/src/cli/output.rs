@@ -29,6 +29,19 @@ pub(super) fn line(said: fmt::Arguments<'_>) {
     }
 }
 
+/// Prints a line on stderr as `eprintln!` does, but never panics: a terminal that has gone away, or the full disk that
+/// stderr goes to, must neither end a command half way nor change its exit code.
+macro_rules! tell {
+    ($($said:tt)*) => { $crate::cli::output::told(format_args!($($said)*)) };
+}
+pub(super) use tell;
+
+/// See [`tell`].
+pub(super) fn told(said: fmt::Arguments<'_>) {
+    // There is nowhere left to report this.
+    let _ = writeln!(io::stderr(), "{said}");
+}
+
 /// Checks that everything could be printed. A reader that has gone doesn't want more, so that is no error.
 ///
 /// # Errors
@@ -79,9 +92,9 @@ fn without_blanks(line: &str) -> &str {
 
 /// `error: …` and `hint: …`.
 pub(super) fn error(error: &Error) {
-    eprintln!("error: {}", error.chain());
+    tell!("error: {}", error.chain());
     if let Some(hint) = error.hint() {
-        eprintln!("hint: {hint}");
+        tell!("hint: {hint}");
     }
 }
 

@@ -4,7 +4,7 @@ use clap::{ArgGroup, Args};
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION, say};
+use super::output::{self, JSON_VERSION, say, tell};
 use crate::config::parse_most_bytes;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -96,11 +96,11 @@ fn end(report: Report, as_json: bool, dry_run: bool) -> Result<Done> {
 /// Prints what is wrong at a place; returns whether anything is.
 fn warn(place: &Place, plan: &Plan) -> bool {
     for problem in &plan.problems {
-        eprintln!("warning: {place}: {problem}");
+        tell!("warning: {place}: {problem}");
     }
     for entry in &plan.entries {
         if let Fate::Left(why) = &entry.fate {
-            eprintln!("warning: {place}: set {} is left: {why}", entry.set);
+            tell!("warning: {place}: set {} is left: {why}", entry.set);
         }
     }
     plan.has_problems()

@@ -7,7 +7,7 @@ use pgfiles::lsn::Lsn;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION, say};
+use super::output::{self, JSON_VERSION, say, tell};
 use super::text;
 use crate::context::Context;
 use crate::error::{Error, Result};
@@ -241,8 +241,8 @@ fn setting(text: &str) -> Result<(String, String), String> {
 /// Prints the problems on stderr.
 pub(super) fn say_problems(problems: &[Problem]) -> Done {
     for Problem { what, hint } in problems {
-        eprintln!("problem: {what}");
-        eprintln!("hint: {hint}");
+        tell!("problem: {what}");
+        tell!("hint: {hint}");
     }
     if problems.is_empty() { Done::Well } else { Done::WithProblems }
 }

@@ -4,7 +4,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::Done;
-use super::output::{self, JSON_VERSION, say};
+use super::output::{self, JSON_VERSION, say, tell};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::names::SetId;
@@ -244,12 +244,12 @@ pub(super) fn put_branch(value: &mut Value, left: Option<&LeftBehind>, apart: Op
 /// Prints the same as text; `place` says where.
 pub(super) fn tell_branch(place: &str, left: Option<&LeftBehind>, apart: Option<&Apart>) {
     if let Some(left) = left {
-        eprintln!("error: {place}{left}");
-        eprintln!("hint: {}", left.hint());
+        tell!("error: {place}{left}");
+        tell!("hint: {}", left.hint());
     }
     if let Some(apart) = apart {
-        eprintln!("error: {place}{apart}");
-        eprintln!("hint: {}", apart.hint());
+        tell!("error: {place}{apart}");
+        tell!("hint: {}", apart.hint());
     }
 }
 
@@ -259,8 +259,8 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
         let place = format!("repository {}: ", outcome.repository);
         tell_branch(&place, outcome.beside.left.as_ref(), outcome.beside.apart.as_ref());
         if let Some(what) = harm::in_words(&outcome.beside.harmed) {
-            eprintln!("error: {place}{what}");
-            eprintln!("hint: {}", harm::hint(&outcome.repository));
+            tell!("error: {place}{what}");
+            tell!("hint: {}", harm::hint(&outcome.repository));
         }
         if let Some(lost) = &outcome.beside.went_back {
             tell_lost(&outcome.repository, lost, &lost.hint(&outcome.repository));
@@ -269,12 +269,12 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
             let (repository, why) = (&outcome.repository, error.chain());
             match outcome.beside.was_there {
                 true => {
-                    eprintln!("error: the set was not replaced in repository {repository}: {why}")
+                    tell!("error: the set was not replaced in repository {repository}: {why}")
                 }
-                false => eprintln!("error: the set isn't in repository {repository}: {why}"),
+                false => tell!("error: the set isn't in repository {repository}: {why}"),
             }
             if let Some(hint) = error.hint() {
-                eprintln!("hint: {hint}");
+                tell!("hint: {hint}");
             }
         }
     }
@@ -282,8 +282,8 @@ pub(super) fn tell_failures(outcomes: &[Outcome]) {
 
 /// Prints as text which sets a repository lost.
 fn tell_lost(repository: &str, lost: &WentBack, hint: &str) {
-    eprintln!("error: repository {repository}: {}", lost.in_words());
-    eprintln!("hint: {hint}");
+    tell!("error: repository {repository}: {}", lost.in_words());
+    tell!("hint: {hint}");
 }
 
 /// How a volume that is stored raw, so that nobody can look into it, is stored.

@@ -6,7 +6,8 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::Duration;
+use std::sync::mpsc::{RecvTimeoutError, channel};
+use std::time::{Duration, Instant};
 
 use pgfiles::lsn::SystemIdentifier;
 use postgres::error::SqlState;
@@ -20,9 +21,17 @@ use super::{session, tls};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::plan::facts::{ConfigFiles, NoServer, ServerFacts};
+use crate::{steps, threads};
 
 /// How long connecting may take, if the connection string doesn't say.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a server that has taken the connection may take until it has let the user in: as long as PostgreSQL itself
+/// allows by default (authentication_timeout).
+const ANSWER: Duration = Duration::from_secs(60);
+
+/// How often to look for a signal meanwhile.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// How often connecting to a standby is tried if its replay ends the session.
 const CONNECT_TRIES: u32 = 5;
@@ -147,9 +156,10 @@ where
         options.password(text.lines().next().unwrap_or_default());
     }
     let failed = |error: postgres::Error| NoServer::Failed(words(&error));
+    let limit = limit(&options);
     let mut tries = 1;
     let mut client = loop {
-        match options.connect(tls.clone()) {
+        match connect_in_time(&options, &tls, limit).map_err(NoServer::Failed)? {
             // A standby may end a session that has just begun, if replay must continue.
             Err(error)
                 if error.code() == Some(&SqlState::T_R_SERIALIZATION_FAILURE)
@@ -165,6 +175,52 @@ where
     client.batch_execute("SET default_transaction_isolation = 'read committed'").map_err(failed)?;
     client.batch_execute(QUIET).map_err(failed)?;
     Ok(client)
+}
+
+/// How long connecting may take in all; `None` where the connection string sets no limit.
+fn limit(options: &postgres::Config) -> Option<Duration> {
+    let hosts = u32::try_from(options.get_hosts().len().max(1)).unwrap_or(u32::MAX);
+    Some(options.get_connect_timeout()?.saturating_mul(hosts).saturating_add(ANSWER))
+}
+
+/// Connects. The driver's own timeout ends with the socket's connection, which the kernel makes for a server that hangs,
+/// too: `check` would wait for ever, and nobody would be told anything any more.
+///
+/// # Errors
+/// The reason in words if nothing has come by then, or a signal has; the inner one is the driver's.
+fn connect_in_time<T>(
+    options: &postgres::Config,
+    tls: &T,
+    limit: Option<Duration>,
+) -> Result<Result<Client, postgres::Error>, String>
+where
+    T: MakeTlsConnect<Socket> + Clone + Send + Sync + 'static,
+    T::TlsConnect: Send,
+    T::Stream: Send,
+    <T::TlsConnect as TlsConnect<Socket>>::Future: Send,
+{
+    let (done, is_done) = channel();
+    let (own, tls) = (options.clone(), tls.clone());
+    // If it hangs, it ends with this process.
+    let connect = move || drop(done.send(own.connect(tls)));
+    threads::start(connect).map_err(|error| error.chain())?;
+    let since = Instant::now();
+    loop {
+        match is_done.recv_timeout(LOOK) {
+            Ok(connected) => return Ok(connected),
+            Err(RecvTimeoutError::Disconnected) => return Err("its thread ended early".into()),
+            Err(RecvTimeoutError::Timeout) if steps::interrupted() => {
+                return Err("interrupted".into());
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        if let Some(limit) = limit.filter(|limit| since.elapsed() >= *limit) {
+            return Err(format!(
+                "it has not answered for {} s: does the server hang, or its storage?",
+                limit.as_secs()
+            ));
+        }
+    }
 }
 
 /// An error with its cause, which this crate's `Display` leaves out.
@@ -341,6 +397,24 @@ fn idle_slots(client: &mut Client) -> Result<Vec<(String, u64)>> {
 mod tests {
     use super::*;
     use postgres::config::TargetSessionAttrs;
+
+    /// The kernel connects to a server that is stopped, or that its storage keeps, and nobody answers.
+    #[test]
+    fn a_server_that_hangs_is_given_up() {
+        let scratch = tempfile::tempdir().unwrap();
+        let socket = scratch.path().join(".s.PGSQL.5432");
+        let _listens = std::os::unix::net::UnixListener::bind(socket).unwrap();
+        let mut options = postgres::Config::new();
+        options.host_path(scratch.path()).user("postgres").connect_timeout(CONNECT_TIMEOUT);
+        assert_eq!(limit(&options), Some(Duration::from_secs(70)));
+        let given_up = connect_in_time(&options, &NoTls, Some(Duration::from_millis(200)));
+        assert!(given_up.err().unwrap().contains("not answered"));
+        // One that isn't there is told at once.
+        options = postgres::Config::new();
+        options.host_path(scratch.path().join("none")).user("postgres");
+        assert_eq!(limit(&options), None);
+        assert!(connect_in_time(&options, &NoTls, None).unwrap().is_err());
+    }
 
     #[test]
     fn a_connection_string_means_what_it_means_to_libpq() {

@@ -172,6 +172,20 @@ impl State {
         self.folders_with(set).any(|folder| folder != self.directory)
     }
 
+    /// Checks that the id of a set that is about to be taken is its own; its journal has to be written before, so that
+    /// of two clusters that begin at the same moment at least one sees the other. Where they share a dataset, the
+    /// second snapshot of that name fails, and what undoes it would destroy the first.
+    ///
+    /// # Errors
+    /// When another cluster of this state_dir has a set of this id.
+    pub fn assert_own(&self, set: &SetId) -> Result<()> {
+        if !self.is_of_another_cluster(set.as_str()) {
+            return Ok(());
+        }
+        Err(Error::failed(format!("another cluster of this state_dir has a set {set}"))
+            .with_hint("both began at the same moment, and nothing was made: run it again"))
+    }
+
     /// Returns the cluster of this state_dir that has the set, or is taking or removing it.
     #[must_use]
     pub fn cluster_with(&self, set: &SetId) -> Option<String> {

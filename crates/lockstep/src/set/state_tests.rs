@@ -338,3 +338,18 @@ fn a_set_of_another_cluster_of_this_state_dir_is_known() {
     assert_eq!(known(&state), [false, true, true]);
     assert_eq!(known(&other), [true, false, false]);
 }
+
+/// Two clusters that begin in the same millisecond may get the same id.
+#[test]
+fn an_id_that_another_cluster_has_is_not_taken() {
+    let temporary = Temporary::new("id");
+    let state = temporary.open();
+    let other = State::open(&temporary.0, &"other".parse().unwrap()).unwrap();
+    let [one, two] = [OLD, NEW].map(|id| id.parse::<SetId>().unwrap());
+    std::fs::write(state.path("unfinished").join(format!("{one}.json")), "{}").unwrap();
+    state.assert_own(&one).unwrap();
+    assert!(other.assert_own(&one).unwrap_err().hint().is_some());
+    other.assert_own(&two).unwrap();
+    publish(&state, NEW);
+    assert!(other.assert_own(&two).is_err());
+}

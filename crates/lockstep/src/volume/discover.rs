@@ -241,6 +241,11 @@ fn add_foreign(mounts: &Mounts, layout: &mut Layout) -> Result<()> {
             continue;
         }
         let volume = &mut layout.volumes[index];
+        // A bind mount shows a folder of the dataset, and not its root.
+        let is_root = |mount: &Mount| mount.root == Path::new("/");
+        if !mounts.holding(&volume.mountpoint).is_some_and(is_root) {
+            continue;
+        }
         let entries =
             std::fs::read_dir(&volume.mountpoint).map_err(Error::io("list", &volume.mountpoint))?;
         for entry in entries {
@@ -274,6 +279,25 @@ mod tests {
         }
         for point in ["/t/d", "/t", "/t/d/pg_wal", "/t/d/log/x", "/t/d/pg_replslot", "/t/data"] {
             assert_eq!(found(point), None, "{point}");
+        }
+    }
+
+    /// pg_wal can be a bind mount of a folder of its dataset.
+    #[test]
+    fn what_a_bind_mount_shows_is_not_foreign() {
+        let scratch = tempfile::tempdir().unwrap();
+        let point = scratch.path().join("data");
+        std::fs::create_dir_all(point.join("archive_status")).unwrap();
+        let mut all = layout(&[(PartKind::Wal, "t/w")]);
+        all.parts[0].inside = "pg".into();
+        all.volumes[0].mountpoint = point.clone();
+        for (root, foreign) in [("/pg", &[][..]), ("/", &["archive_status"][..])] {
+            let mounts = format!(
+                "1 0 8:1 / / rw - ext4 /dev/vda rw\n2 1 0:40 {root} {} rw - zfs t/w rw\n",
+                point.display()
+            );
+            add_foreign(&Mounts::parse(mounts.as_bytes()), &mut all).unwrap();
+            assert_eq!(all.volumes[0].foreign, foreign, "{root}");
         }
     }
 

@@ -100,6 +100,37 @@ fn what_a_monitor_has_to_notice() {
     assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
 }
 
+/// A command that ends as ssh does if it reaches nobody ends the archiver too, and PostgreSQL counts no failure.
+#[test]
+fn an_archive_that_receives_nothing_although_nothing_fails() {
+    let layout = two_pools_four_datasets().setting("archive_mode", "on");
+    let fixture = Fixture::new(layout.setting("archive_command", "exit 255"));
+    let lockstep = fixture.lockstep();
+    // This begins a new segment.
+    lockstep.backup("label");
+    let status = fixture.cluster.data.join("pg_wal/archive_status");
+    let ready = || {
+        let all =
+            fs::read_dir(&status).expect("it can be listed").flatten().map(|entry| entry.path());
+        all.filter(|path| path.extension().is_some_and(|end| end == "ready")).collect::<Vec<_>>()
+    };
+    wait_until("a segment waits", LIMIT, || !ready().is_empty());
+    assert_eq!(about(&lockstep, exit::DONE, "archiving")[0]["severity"], "ok");
+
+    // As if it had waited since this morning.
+    let old = std::time::SystemTime::now() - Duration::from_secs(3 * 3600);
+    for path in ready() {
+        let file = fs::File::options().write(true).open(path).expect("it still waits");
+        file.set_modified(old).expect("root may write everywhere");
+    }
+    let failed = "SELECT failed_count FROM pg_stat_archiver";
+    assert_eq!(fixture.cluster.value("postgres", failed), "0");
+    let found = about(&lockstep, exit::PROBLEMS, "archiving");
+    assert_eq!((found.len(), &found[0]["severity"]), (1, &"error".into()), "{found:?}");
+    let what = found[0]["what"].as_str().unwrap_or_default();
+    assert!(what.contains("not archived yet") && what.ends_with("for 3 hours"), "{found:?}");
+}
+
 /// pg_upgrade leaves behind a data directory that is cleanly shut down, and so does moving a cluster by hand. Its
 /// sets are whole for ever, so `check` here, the repository, and the backup itself must report that their data is
 /// old.
@@ -244,6 +275,22 @@ fn a_repository_that_can_only_be_read_and_a_first_set_on_its_way() {
     assert_eq!(checked.code, Some(exit::PROBLEMS), "{}", checked.describe());
     assert!(checked.stdout.contains("Read-only file system"), "{}", checked.describe());
     assert_eq!(crate::support::shipping::objects(&fixture), before, "a look leaves nothing there");
+}
+
+/// The timers of both may well meet.
+#[test]
+fn a_set_that_arrives_during_a_check_is_not_called_lost() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = crate::support::shipping::with_repository(&fixture);
+    lockstep.backup("label");
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("check.noted");
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&["--json", "check"]);
+    steps.wait_reached("check.noted", &mut running);
+    lockstep.backup("label");
+    steps.release("check.noted");
+    let checked = running.wait(LIMIT);
+    assert_eq!(checked.code, Some(exit::DONE), "{}", checked.describe());
 }
 
 /// For cron, which mails what is printed.

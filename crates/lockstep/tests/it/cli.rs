@@ -148,6 +148,17 @@ fn what_nobody_reads_and_what_is_gone() {
     assert_eq!(lockstep.sets().len(), 2);
     let said = with_stdout_to("> /dev/full", &["list"]);
     assert!(said.contains("status 1"), "{said}");
+    // Nor does it matter to the exit code if nobody reads the error.
+    for stderr in ["2> /dev/full", "2>&1 | true"] {
+        let script = format!("(\"$0\" --config \"$@\"; echo $? > \"$STATUS\") {stderr}");
+        let mut shell = command("sh", ["-c", &script, env!("CARGO_BIN_EXE_lockstep")]);
+        let status = fixture.root().join("status");
+        let arguments = ["prune", "--local", "--set", "no such set"];
+        shell.arg(fixture.config()).args(arguments).env("STATUS", &status);
+        shell.output().expect("sh can be run");
+        let code = fs::read_to_string(&status).expect("the shell wrote it");
+        assert_eq!(code.trim(), exit::USAGE.to_string(), "{stderr}");
+    }
 
     let gone = &fixture.snapshots()[0];
     zfs(&["release", "lockstep", gone]);

@@ -100,6 +100,10 @@ fn the_page_restores_a_set_without_the_program() {
     let ledger = Ledger::create(&fixture.cluster, "ts1", "ts2");
     let touched = fixture.root().join("touched");
     configure(&fixture.cluster, &settings_that_lead_back(&fixture.cluster, &touched));
+    // A folder of which a restored cluster isn't given the contents may be a link.
+    let slots = fixture.cluster.data.join("pg_replslot");
+    std::fs::remove_dir(&slots).expect("it is empty without a slot");
+    std::os::unix::fs::symlink(fixture.owned("slots"), &slots).expect("its name is free");
     let load = Load::start(&fixture.cluster, &["ts1", "ts2"], &Plan::all(1));
     let writers = ledger.start(&fixture.cluster);
     ledger.wait_for(20);
@@ -118,6 +122,8 @@ fn the_page_restores_a_set_without_the_program() {
     assert!(!fixture.cluster.is_running(), "the page has started the original");
     assert_eq!(control(&fixture.cluster), as_it_was, "the page has changed the original");
     assert!(!touched.exists(), "a command of the original's recovery ran");
+    let own = to.join("data/pg_replslot").symlink_metadata().expect("the server needs it");
+    assert!(own.is_dir(), "the clone has the original's replication slots");
 
     let server =
         Cluster::running_in(&to.join("data"), &fixture.cluster.bin, &to.join("data/server.log"));
@@ -189,6 +195,33 @@ fn the_page_takes_the_configuration_of_a_set_where_no_snapshot_has_it() {
     shell(&format!("{setup}{}", cleanup()));
     fixture.discard_set(&set.id);
     assert_clean(&fixture);
+}
+
+/// PostgreSQL runs it again where a crash came between its end and the note of that.
+#[test]
+fn the_archive_command_of_the_page_can_be_run_again_and_overwrites_nothing() {
+    let scratch = tempfile::tempdir().expect("a folder can be made");
+    let (archive, segment) = (scratch.path().join("kept"), scratch.path().join("segment"));
+    std::fs::create_dir(&archive).expect("a folder can be made");
+    let text = ARCHIVE.lines().find_map(|line| line.strip_prefix("archive_command = '"));
+    let text = text.and_then(|text| text.strip_suffix('\'')).expect("the page has it");
+    let script = text
+        .replace("/archive", &archive.display().to_string())
+        .replace("%p", &segment.display().to_string())
+        .replace("%f", "0001");
+    let archives = |content: &str| {
+        std::fs::write(&segment, content).expect("the test may");
+        run(&mut command("sh", ["-c", &script])).ok()
+    };
+    let kept = || std::fs::read_to_string(archive.join("0001")).ok();
+    assert!(archives("one") && archives("one"), "{script}");
+    assert_eq!(kept().as_deref(), Some("one"));
+    assert!(!archives("two"), "another file of the same name is an error");
+    assert_eq!(kept().as_deref(), Some("one"));
+    // What a crash in the middle leaves.
+    std::fs::rename(archive.join("0001"), archive.join(".0001")).expect("the test may");
+    assert!(archives("three"));
+    assert_eq!(kept().as_deref(), Some("three"));
 }
 
 /// An archive that is cleaned up as the page describes serves the oldest set, wherever that is. If a place can't be

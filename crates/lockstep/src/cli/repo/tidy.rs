@@ -183,7 +183,7 @@ pub(super) fn list(cx: &Context, name: Option<&str>, json: bool) -> Result<Done>
         if sets == 0
             && let Some(hint) = repository.empty_hint()
         {
-            eprintln!("hint: repository {name} has no set of cluster \"{}\": {hint}", cx.name);
+            output::tell!("hint: repository {name} has no set of cluster \"{}\": {hint}", cx.name);
         }
         let encrypted = repository.strata.key().is_some();
         let url = repository.config.url.clone();
