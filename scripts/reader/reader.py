@@ -456,6 +456,7 @@ class FileSystem:
         if stat.S_ISDIR(mode):
             os.makedirs(path, exist_ok=True)
             for name, value in self.zap(number).items():
+                need(name not in (b"", b".", b"..") and b"/" not in name, "name", name, "in folder", number)
                 self.restore(value[0] & NUMBER, path + b"/" + name)
         elif stat.S_ISREG(mode):
             with open(path, "wb") as file:
@@ -542,6 +543,7 @@ def restore_files(repository, delta, listed, to):
         need(expected is not None, name, "isn't in the manifest")
         is_right = (expected["bytes"], expected["blake3"]) == (len(data), blake3(data).hexdigest())
         need(is_right, name, "isn't as the manifest says")
+        need(not {"", ".", ".."} & set(name.split("/")), "name", name)
         os.makedirs(os.path.dirname(f"{to}/{name}"), exist_ok=True)
         with open(f"{to}/{name}", "wb") as file:
             file.write(data)
@@ -551,6 +553,7 @@ def restore_raw(repository, image, chain, path):
     """The streams, in the order in which `zfs receive` accepts them."""
     for segment in chain:
         guid = segment["guid"]
+        need(guid.isdigit(), "GUID", guid)
         about = repository.delta(image, guid)["about"]
         data = Image(repository, image, guid, has_headers=False).content(1)
         is_right = (about["stream_bytes"], about["blake3"]) == (len(data), blake3(data).hexdigest())

@@ -12,11 +12,11 @@ use std::time::Duration;
 pub(crate) mod reserve;
 mod theirs;
 
-pub(crate) use theirs::loosen;
 pub use theirs::{
     copy_owned, copy_with_holes, create_owned_directory, let_group_enter, link, mode_within,
     open_log, read_as, reader_of, remove_owned, write_owned, write_secret,
 };
+pub(crate) use theirs::{loosen, open_theirs};
 
 use crate::error::{Error, Result};
 use crate::names::is_number;

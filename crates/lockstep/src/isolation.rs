@@ -6,13 +6,19 @@
 //! So in the namespace the original paths lead to the restored cluster's own folders, and every file system but a few
 //! is read-only: a path that nobody foresaw makes recovery fail, and leaves the live cluster alone.
 //!
+//! What could go wrong: such a path is `/etc`, or a folder of PATH. A manifest, the WAL and the links of the live data
+//! directory name them, and none of these is root's. Then what the server's user writes to its own folder would be what
+//! root's programs and those with the set-user-ID bit find there. So nothing is shown in place of what is root's.
+//!
 //! `unshare` makes the namespace and runs this program again as `internal-server`, which arranges
 //! the mounts and becomes the server.
 
 pub mod left;
 
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FileType, Mode, OFlags};
 use rustix::mount::{
     MountFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
@@ -88,6 +94,12 @@ const PSEUDO: [&str; 17] = [
     "hugetlbfs",
     "fusectl",
     "binfmt_misc",
+];
+
+/// Where root's programs look for what they run and go by. `/usr/local/sbin` is often empty and the first in PATH.
+const SYSTEM: [&str; 14] = [
+    "/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32", "/proc", "/root",
+    "/run", "/sbin", "/sys", "/usr",
 ];
 
 /// Whether this process may make a namespace.
@@ -167,12 +179,56 @@ fn arrange(isolation: &Isolation) -> Result<()> {
     for Bind { from, at } in outer_first(&isolation.binds) {
         // A place inside another one that is now the restored cluster's: it may be missing there.
         std::fs::create_dir_all(at).map_err(Error::io("create", at))?;
-        mount_bind(from, at).map_err(io("bind to", at))?;
+        show(from, at)?;
     }
-    if let Some(Bind { from, at }) = &isolation.control {
-        mount_bind(from, at).map_err(io("bind to", at))?;
+    isolation.control.iter().try_for_each(|Bind { from, at }| show(from, at))
+}
+
+fn show(from: &Path, at: &Path) -> Result<()> {
+    let Some(place) = open_place(at).map_err(Error::io("open", at))? else {
+        return Err(Error::failed(format!(
+            "\"{}\" is the system's: nothing of a restored cluster is shown there",
+            at.display()
+        ))
+        .with_hint("a link leads there since the restore looked: see who put it there (`namei -l` shows it)"));
+    };
+    mount_bind(from, in_proc(&place).as_path()).map_err(io("bind to", at))
+}
+
+/// Whether a folder or file of the restored cluster may be shown at this path, which exists: it isn't root's, or it is
+/// an empty folder in which nobody looks for programs or configuration.
+///
+/// # Errors
+/// When it can't be looked at.
+pub fn may_be_shown_at(at: &Path) -> Result<bool> {
+    open_place(at).map(|place| place.is_some()).map_err(Error::io("open", at))
+}
+
+/// Opens what is at a path, wherever links lead, if something may be shown there: a link could be another by the time
+/// that the path is used again.
+fn open_place(at: &Path) -> std::io::Result<Option<OwnedFd>> {
+    let place = rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    let found = rustix::fs::fstat(&place)?;
+    if found.st_uid != 0 {
+        return Ok(Some(place));
     }
-    Ok(())
+    let is_folder = FileType::from_raw_mode(found.st_mode) == FileType::Directory;
+    let is_empty = is_folder && std::fs::read_dir(in_proc(&place))?.next().is_none();
+    let is_free = is_empty && !is_trusted(&std::fs::read_link(in_proc(&place))?);
+    Ok(is_free.then_some(place))
+}
+
+/// A path of an open folder or file that no link can change.
+fn in_proc(open: &OwnedFd) -> PathBuf {
+    Path::new("/proc/self/fd").join(open.as_raw_fd().to_string())
+}
+
+/// Whether root's programs look there, or below it.
+fn is_trusted(place: &Path) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::split_paths(&path).filter(|folder| folder.is_absolute());
+    let mut all = SYSTEM.map(PathBuf::from).into_iter().chain(path);
+    all.any(|folder| place.starts_with(&folder) || folder.starts_with(place))
 }
 
 /// Sorts outer folders first: a tablespace may be in the folder of another, and bound in the other order the outer
@@ -266,6 +322,33 @@ mod tests {
         assert!(other("/b", "tank/lockstep-clone-x-data"));
         assert!(!other("/a", "tank/lockstep-clone-x-data"));
         assert!(!other("/b", "tank/lockstep"));
+    }
+
+    #[test]
+    fn nothing_is_shown_in_place_of_what_is_root_s() {
+        use std::os::unix::fs::{chown, symlink};
+        assert!(rustix::process::geteuid().is_root(), "run as root: it makes another user's files");
+        let may = |path: &Path| may_be_shown_at(path).unwrap();
+        for path in ["/", "/etc", "/usr/bin", "/etc/passwd", "/proc/self/fd"] {
+            assert!(!may(Path::new(path)), "{path}");
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let [link, made, theirs] = ["link", "made", "theirs"].map(|name| scratch.path().join(name));
+        symlink("/etc", &link).unwrap();
+        std::os::unix::fs::lchown(&link, Some(65534), Some(65534)).unwrap();
+        assert!(!may(&link), "whose link it is doesn't matter");
+        for folder in [&made, &theirs] {
+            std::fs::create_dir(folder).unwrap();
+            assert!(may(folder), "as the restore makes it where it is missing");
+            std::fs::write(folder.join("file"), b"").unwrap();
+            assert!(!may(folder) && !may(&folder.join("file")), "it isn't empty");
+        }
+        chown(&theirs, Some(65534), None).unwrap();
+        assert!(may(&theirs), "a tablespace of the live cluster");
+        for trusted in ["/usr/local/sbin", "/etc/new", "/usr", "/"] {
+            assert!(is_trusted(Path::new(trusted)), "{trusted}");
+        }
+        assert!(!is_trusted(Path::new("/srv/ts")) && !is_trusted(Path::new("/etcetera")));
     }
 
     #[test]

@@ -282,6 +282,21 @@ pub fn let_group_enter(path: &Path) -> Result<()> {
     if mode & 0o777 == 0o700 { change_mode(&folder, path, 0o750) } else { Ok(()) }
 }
 
+/// Opens a folder for the names in it, without following another user's link on the way or at its end. `None`: it is
+/// missing.
+///
+/// # Errors
+/// When it is no folder, or the system refuses.
+pub(crate) fn open_theirs(path: &Path) -> Result<Option<OwnedFd>> {
+    match go_to(path, false) {
+        Err(Errno::NOENT) => Ok(None),
+        Err(errno) => Err(on_the_way(path)(errno)),
+        Ok(way) => rustix::fs::openat(&way, ".", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map(Some)
+            .map_err(|errno| Error::io("open", path)(errno.into())),
+    }
+}
+
 /// Opens a folder itself, and returns its mode; with `make`, missing ones are created.
 fn open_folder(path: &Path, make: bool) -> Result<(OwnedFd, u32)> {
     let failed = |verb: &'static str| move |errno: Errno| Error::io(verb, path)(errno.into());
@@ -416,6 +431,8 @@ mod tests {
             create_owned_directory(&folder.join("way"), Some(NOBODY)),
             create_owned_directory(&through, Some(NOBODY)),
             link(&through, &victim),
+            open_theirs(&folder.join("way")).map(drop),
+            open_theirs(&through).map(drop),
         ];
         for error in refused.map(Result::unwrap_err) {
             assert!(error.to_string().contains("a symbolic link that root hasn't made"), "{error}");

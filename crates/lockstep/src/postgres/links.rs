@@ -23,6 +23,8 @@ pub struct Link {
     pub target: PathBuf,
 }
 
+/// The folder of the tablespaces' links. It isn't a link itself.
+const TABLESPACES: &str = "pg_tblspc";
 /// Files that a server writes at startup and removes at shutdown.
 const OF_THE_START: [&str; 3] = ["postmaster.pid", "postmaster.opts", "current_logfiles"];
 /// Ends of the names of configuration files, keys, certificates and log_directory. A restore takes care of the
@@ -52,7 +54,9 @@ pub fn find(data_directory: &Path) -> Result<Links> {
         let name = entry.file_name();
         // PostgreSQL's own names are ASCII.
         let name = name.to_str().unwrap_or("?");
-        if is_free(name) {
+        // A restore turns the links of tablespaces; behind a link they would be the live cluster's.
+        let are_elsewhere = name == TABLESPACES && link(&entry)?.is_some();
+        if is_free(name) && !are_elsewhere {
             continue;
         }
         if let Some(link) = link(&entry)? {
@@ -111,7 +115,7 @@ fn leads_into(link: &Link, data_directory: &Path, parts: &[PathBuf]) -> bool {
 
 /// Names that may be links: the parts, which discovery follows, and what no restored cluster needs.
 fn is_free(name: &str) -> bool {
-    let lists: [&[&str]; 3] = [&["pg_wal", "pg_tblspc"], &STATE, &OF_THE_START];
+    let lists: [&[&str]; 3] = [&["pg_wal", TABLESPACES], &STATE, &OF_THE_START];
     lists.iter().any(|list| list.contains(&name))
         || OF_THE_HOST.iter().any(|end| name.ends_with(end))
 }
@@ -186,6 +190,10 @@ mod tests {
         // Databases aren't searched.
         symlink("/fast/elsewhere", dir.join("base/5/16390")).unwrap();
         let found = find(&dir).unwrap();
+        // The folder of the tablespaces' links, and not one of them.
+        std::fs::rename(dir.join("pg_tblspc"), dir.join("links")).unwrap();
+        symlink(dir.join("links"), dir.join("pg_tblspc")).unwrap();
+        let moved = find(&dir).unwrap().strays;
         let live = target("live");
         std::fs::remove_dir_all(&dir).unwrap();
         let names = |links: &[Link]| {
@@ -199,5 +207,8 @@ mod tests {
         let leads =
             |link: &Link| link.target == Path::new("/fast/elsewhere") || link.target == live;
         assert!(found.strays.iter().all(leads));
+        expected.push("pg_tblspc");
+        expected.sort_unstable();
+        assert_eq!(names(&moved), expected);
     }
 }

@@ -389,9 +389,11 @@ pub fn copy(
     let chain = chain(&repository.strata, image, guid, None).map_err(of_strata)?;
     let descriptor = chain.last().ok_or_else(|| no_deltas(image, guid))?;
     let segment = Segment::of(descriptor)?;
+    let base = segment.base().map(|link| link.guid.clone());
     let readers = open_chain(&repository.strata, &chain, 8 << 20).map_err(of_strata)?;
     let mut frames = FrameReader::new(&repository.strata, 8 << 20);
-    let mut sink = ToStream { to, offset: 0, hash: blake3::Hasher::new(), failed: None };
+    let (offset, hash, failed) = (0, blake3::Hasher::new(), None);
+    let mut sink = ToStream { to, guid, base: base.as_deref(), offset, hash, failed };
     let folded = fold(readers, true, &KeepAll, &mut Reading::new(&mut frames, &mut sink));
     if let Some(error) = sink.failed {
         return Err(Error::io("write to", "zfs receive")(error));
@@ -410,6 +412,8 @@ pub fn copy(
 
 struct ToStream<'a> {
     to: &'a mut dyn Write,
+    guid: &'a str,
+    base: Option<&'a str>,
     offset: u64,
     hash: blake3::Hasher,
     failed: Option<std::io::Error>,
@@ -426,6 +430,15 @@ impl DataSink for ToStream<'_> {
                 "object {object} has a block at {offset}, the stream goes on at {}",
                 self.offset
             )));
+        }
+        if offset == 0 {
+            // As before it was stored: whoever can write to a repository without a key could put another stream there,
+            // and `zfs receive` makes each dataset of a package, with the properties that it names.
+            let reader = Reader::new(&content[..]).map_err(of_stream);
+            let checked = reader.and_then(|reader| {
+                check(reader.begin(), reader.package().is_some(), self.guid, self.base)
+            });
+            checked.map_err(strata::Error::caller)?;
         }
         self.hash.update(content);
         self.offset += content.len() as u64;

@@ -318,6 +318,39 @@ fn a_swapped_stream_is_not_given_on() {
     assert!(error.to_string().contains("isn't the stream that was stored"), "{error}");
 }
 
+/// Whoever can write to a repository without a key gives another stream the right hash too.
+#[test]
+fn what_is_not_the_raw_stream_is_not_given_on() {
+    let repository = repository(Arc::new(Memory::default()));
+    publish(&repository, &set_id(0), &stream(1, None)).unwrap();
+    let stored = read_descriptor(&repository.strata, &image(), "1").unwrap();
+    let segment = Segment::of(&stored).unwrap();
+    let good = begin(1, 0);
+    let put = |other: &[u8]| {
+        let options = small();
+        let writer = ImageWriter::new(&repository.strata, &image(), "1", None, &options);
+        let mut writer = writer.unwrap();
+        let header = Some(Bytes::from_static(b"stream"));
+        writer.changed(Change { object: STREAM, header, ..Change::default() }).unwrap();
+        writer.data(0, other).unwrap();
+        let blake3 = blake3::hash(other).to_hex().to_string();
+        let about = Segment { stream_bytes: other.len() as u64, blake3, ..segment.clone() };
+        writer.about(about.to_about().unwrap());
+        writer.finish().unwrap();
+        received(&repository, &set_id(0))
+    };
+    for (words, begin) in [
+        ("isn't raw", Begin { features: Features::LARGE_BLOCKS, ..good.clone() }),
+        ("has GUID 8", Begin { to_guid: 8, ..good.clone() }),
+        ("starts from 5, not nothing", Begin { from_guid: 5, ..good.clone() }),
+    ] {
+        let error = put(&made_up(&begin, 88)).unwrap_err();
+        assert!(error.chain().contains(words), "{words}: {}", error.chain());
+    }
+    let other = made_up(&good, 88);
+    assert!(put(&other).unwrap() == [other]);
+}
+
 #[test]
 fn dead_at_any_call_of_a_shipment() {
     let streams = [stream(1, None), stream(2, Some(1))];

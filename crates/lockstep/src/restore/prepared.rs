@@ -41,7 +41,7 @@ fn remove_but(only: &Only, folder: &Path) -> Result<()> {
             "prepared transaction {} of database {database}, which isn't restored, is rolled back",
             path.file_name().unwrap_or_default().display()
         );
-        files::remove_file(&path)?;
+        files::remove_owned(&path)?;
     }
     Ok(())
 }

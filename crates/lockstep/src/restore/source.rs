@@ -29,7 +29,9 @@ use crate::side_by_side::{Limits, side_by_side};
 use crate::steps;
 use crate::threads;
 use crate::volume::mounts::Mounts;
-use crate::volume::zfs::{Base, CloneSpec, DatasetName, SnapshotName, Zfs, while_received};
+use crate::volume::zfs::{
+    Base, CloneSpec, DatasetName, SnapshotName, Zfs, is_kept, while_received,
+};
 
 /// Volumes that are received at the same time, and the deltas that are folded for them: with a fold's fixed memory
 /// and 0.8 MiB for each delta this keeps two of them below 256 MiB.
@@ -423,10 +425,13 @@ impl FromRepository {
     /// Returns the properties of the original dataset that its copy gets too.
     fn properties(&self, shipped: Option<&ShippedVolume>) -> Result<BTreeMap<String, String>> {
         let Some(shipped) = shipped else { return Ok(BTreeMap::new()) };
-        if shipped.raw.is_some() {
-            return Ok(raw::segment(self, shipped)?.properties);
-        }
-        Ok(self.state(shipped)?.properties)
+        let mut properties = match &shipped.raw {
+            Some(_) => raw::segment(self, shipped)?.properties,
+            None => self.state(shipped)?.properties,
+        };
+        // Whoever can write to a repository without a key could set any other (`sharenfs`, `mountpoint`).
+        properties.retain(|name, _| is_kept(name));
+        Ok(properties)
     }
 
     /// Returns the state of a volume that isn't stored raw.

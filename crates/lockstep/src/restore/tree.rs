@@ -2,6 +2,10 @@
 //!
 //! The clone of the data directory still points to the live cluster's pg_wal and tablespaces, so the links are
 //! changed first of all.
+//!
+//! What could go wrong: a folder of the tree is a link. The set had it, or the server's user has just exchanged it, and
+//! what is removed here would be the live cluster's, or root's. So each folder is opened before anything in it is
+//! removed, by the names in the opened one.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -13,6 +17,9 @@ use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::tablespace_map::TablespaceMap;
 use pgfiles::wal_name::{WalSegment, is_backup_history};
 
+use rustix::io::Errno;
+
+use super::as_files::place;
 use super::build::Build;
 use super::placement::Placement;
 use super::{choice, control, prepared};
@@ -51,6 +58,10 @@ const WITHIN_WAL: [&str; 2] = ["pg_wal/archive_status", "pg_wal/summaries"];
 
 /// Turns the clones into one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    if let Some(link) = folder_elsewhere(&build.placement) {
+        let why = format!("\"{}\" is a symbolic link, and no folder", link.display());
+        return Err(damaged(build, why));
+    }
     turn_links(build)?;
     clean(build, owner)?;
     prepared::remove_others(build)?;
@@ -59,6 +70,25 @@ pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     place_control(build, owner)?;
     place_label(build, owner)?;
     place_configuration(build, owner)
+}
+
+/// Folders of a data directory in which something is changed. A backup is refused if one of them is a link.
+const CHANGED: [&str; 4] = ["base", "global", "pg_tblspc", "pg_twophase"];
+
+/// Returns a link in a volume where the set has a folder of the cluster: whoever owns it, it leads out of the volume.
+fn folder_elsewhere(placement: &Placement) -> Option<PathBuf> {
+    let folders = placement.volumes.iter().flat_map(|volume| {
+        std::iter::once(&volume.mountpoint).chain(volume.apart.iter().map(|apart| &apart.folder))
+    });
+    let tops: Vec<&Path> = folders.map(PathBuf::as_path).collect();
+    let parts = placement.tablespaces.values().map(|tablespace| tablespace.real.clone());
+    let parts = parts.chain([placement.data.clone(), placement.wal.clone()]);
+    let all = parts.chain(CHANGED.iter().map(|name| placement.data.join(name)));
+    let link_in = |path: PathBuf| {
+        let mut inside = path.ancestors().take_while(|step| !tops.contains(step));
+        inside.find(|step| step.is_symlink()).map(Path::to_path_buf)
+    };
+    all.filter(|path| tops.iter().any(|top| path.starts_with(top))).find_map(link_in)
 }
 
 fn turn_links(build: &Build) -> Result<()> {
@@ -76,7 +106,7 @@ fn turn_links(build: &Build) -> Result<()> {
         let link = placement.data.join("pg_wal");
         // Below the former mount there may be an older copy of pg_wal, from before it was mounted.
         if !link.is_symlink() {
-            files::empty_directory(&link)?;
+            remove_in(&link, |_| true)?;
         }
         unlink(&link)?;
         files::link(&link, target)?;
@@ -98,7 +128,7 @@ fn unlink(path: &Path) -> Result<()> {
     if is_folder(path) {
         std::fs::remove_dir(path).map_err(Error::io("remove", path))
     } else {
-        files::remove_file(path)
+        files::remove_owned(path)
     }
 }
 
@@ -109,10 +139,10 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
         let path = data.join(name);
         // A link leads to the live server's folder: this cluster gets a folder of its own.
         if path.is_symlink() {
-            files::remove_file(&path)?;
+            files::remove_owned(&path)?;
             files::create_owned_directory(&path, owner)?;
         }
-        files::empty_directory(&path)?;
+        remove_in(&path, |_| true)?;
     }
     remove_named(&data.join("global"), b"pg_internal.init")?;
     remove_named(&data.join("base"), b"pgsql_tmp")?;
@@ -135,16 +165,20 @@ fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
     if !is_folder(folder) {
         return Ok(());
     }
-    for entry in files::list(folder)? {
-        if entry.file_name().unwrap_or_default().as_bytes().starts_with(prefix) {
-            if is_folder(&entry) {
-                files::remove_tree(&entry)?
-            } else {
-                files::remove_file(&entry)?
-            }
-        }
-    }
-    Ok(())
+    remove_in(folder, |name| name.starts_with(prefix))
+}
+
+/// Removes what is in a folder and `goes`, with everything below it; a missing folder is fine. Nothing is removed where
+/// something is mounted.
+pub(super) fn remove_in(path: &Path, goes: impl Fn(&[u8]) -> bool) -> Result<()> {
+    let Some(folder) = files::open_theirs(path)? else { return Ok(()) };
+    let failed = |errno: Errno| Error::io("remove what is in", path)(errno.into());
+    // A ZFS with `snapdir=visible` shows this in a dataset's root: nobody can remove it.
+    let mut names = place::list(&folder).map_err(failed)?.into_iter();
+    names.try_for_each(|name| match name != b".zfs" && goes(&name) {
+        true => place::remove(&folder, &name).map(drop).map_err(failed),
+        false => Ok(()),
+    })
 }
 
 fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -170,11 +204,7 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
-        for path in files::list(pg_wal)? {
-            if !is_folder(&path) {
-                files::remove_file(&path)?;
-            }
-        }
+        remove_in(pg_wal, |name| !is_folder(&pg_wal.join(OsStr::from_bytes(name))))?;
         return wal.segments.iter().filter(|name| !wal.archived.contains(name)).try_for_each(place);
     }
     remove_backup_histories(pg_wal)?;
@@ -218,12 +248,7 @@ fn check_end(build: &Build) -> Result<()> {
 /// (CleanupBackupHistory in xlog.c, XLogArchiveCheckDone in xlogarchive.c), and an archive_command that doesn't
 /// overwrite would never get past them.
 fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
-    let is_one =
-        |path: &PathBuf| path.file_name().and_then(OsStr::to_str).is_some_and(is_backup_history);
-    files::list(pg_wal)?
-        .iter()
-        .filter(|path| is_one(path))
-        .try_for_each(|path| files::remove_file(path))
+    remove_in(pg_wal, |name| std::str::from_utf8(name).is_ok_and(is_backup_history))
 }
 
 /// Changes pg_control as the strategy needs it.
@@ -440,36 +465,5 @@ fn moved_to(target: &Path, moved: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn a_link_to_a_tablespace_is_corrected_however_its_path_is_written() {
-        let scratch = tempfile::tempdir().unwrap();
-        let root = scratch.path().canonicalize().unwrap();
-        let made = |name: &str| {
-            std::fs::create_dir_all(root.join(name)).unwrap();
-            root.join(name)
-        };
-        let (outer, inner, below) = (made("srv/ts"), made("srv/ts/in"), made("srv/ts/below"));
-        let (one, two, other) = (made("r/tablespaces/1"), made("r/tablespaces/2"), made("other"));
-        let (data, folder) = (made("r/data"), made("r/data/pg_tblspc"));
-        symlink(root.join("srv"), root.join("alias")).unwrap();
-        let (alias, gone) = (root.join("alias/ts"), root.join("gone"));
-        let moved = [(outer.clone(), one.clone()), (inner.clone(), two.clone())];
-        for (oid, target, leads_to) in [
-            ("1", &one, &one),
-            ("2", &outer, &one),
-            ("3", &alias, &one),
-            ("4", &alias.join("in"), &two),
-            ("5", &below, &one.join("below")),
-            ("6", &other, &other),
-            ("7", &gone, &gone),
-        ] {
-            symlink(target, folder.join(oid)).unwrap();
-            correct_links(&data, &moved).unwrap();
-            assert_eq!(std::fs::read_link(folder.join(oid)).unwrap(), *leads_to, "{oid}");
-        }
-    }
-}
+#[path = "tree_tests.rs"]
+mod tests;

@@ -118,7 +118,7 @@ impl<'a> Folders<'a> {
 
 /// Removes a name and, if it is a folder, everything below it; returns how many names were removed. Links are
 /// removed, never followed, and nothing is removed where something is mounted.
-pub(super) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
+pub(in crate::restore) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
     let folder = folder.as_fd();
     let name = OsStr::from_bytes(name);
     match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {

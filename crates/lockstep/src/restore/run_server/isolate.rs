@@ -15,7 +15,7 @@ use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::control;
+use crate::restore::{control, tree};
 use crate::set::manifest::SetPart;
 use crate::volume::mounts::Mounts;
 
@@ -53,12 +53,21 @@ pub(super) fn isolate(
         build.journal.places_of_others.extend(missing);
     }
     build.write_journal()?;
-    for Bind { from, at } in &binds {
+    let mut shown = Vec::new();
+    for Bind { from, at } in binds {
         if !from.exists() {
-            files::create_owned_directory(from, user)?;
+            files::create_owned_directory(&from, user)?;
         }
-        files::create_open_directories(at)?;
+        files::create_open_directories(&at)?;
+        match isolation::may_be_shown_at(&at)? {
+            true => shown.push(Bind { from, at }),
+            false => tracing::warn!(
+                "a tablespace of the original is at \"{}\", which is the system's here: recovery ends where it creates one there",
+                at.display()
+            ),
+        }
     }
+    let binds = shown;
     let mut own: Vec<PathBuf> = placement.volumes.iter().map(|v| v.mountpoint.clone()).collect();
     own.sort();
     let mut writable = vec![placement.directory.clone()];
@@ -102,7 +111,7 @@ fn forget_older(folder: &Path) -> Result<()> {
         path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b"PG_"))
     };
     match files::list(folder)?.iter().find(strange) {
-        None => files::empty_directory(folder),
+        None => tree::remove_in(folder, |_| true),
         Some(path) => Err(Refusal::NotAnOlderRestore {
             path: folder.to_path_buf(),
             holds: format!("\"{}\", which isn't part of a tablespace", path.display()),

@@ -19,6 +19,12 @@ pub const KEPT_IF_KNOWN: [&str; 2] = ["redundant_metadata", ACLTYPE];
 /// Whether files have access control lists, and of which kind. If it is off, lists that exist have no effect.
 const ACLTYPE: &str = "acltype";
 
+/// Whether a restored copy gets this property from its set.
+#[must_use]
+pub fn is_kept(property: &str) -> bool {
+    KEPT.contains(&property) || KEPT_IF_KNOWN.contains(&property)
+}
+
 /// Whether a copy must have this property's value. Without access control lists, a ZFS that doesn't know them can
 /// hold the copy.
 #[must_use]
@@ -245,5 +251,13 @@ mod tests {
             assert!(!is_set(ACLTYPE, value));
         }
         assert!(is_set("xattr", "off") && !is_set("xattr", "-"));
+    }
+
+    #[test]
+    fn a_copy_gets_what_is_stored_and_nothing_else() {
+        assert!(["recordsize", "compression", "acltype"].into_iter().all(is_kept));
+        let others =
+            ["mountpoint", "sharenfs", "sharesmb", "setuid", "canmount", "lockstep:restore", ""];
+        assert!(!others.into_iter().any(is_kept));
     }
 }

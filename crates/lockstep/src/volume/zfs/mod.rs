@@ -25,7 +25,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use serde::{Deserialize, Serialize};
 
-pub use clone::{CloneSpec, KEPT, KEPT_IF_KNOWN, Made, is_set, while_received};
+pub use clone::{CloneSpec, KEPT, KEPT_IF_KNOWN, Made, is_kept, is_set, while_received};
 pub use encryption::{Encryption, is_another_key, is_local_key};
 pub use filesystem::mountpoints_in;
 pub use guid::Guid;

@@ -1,0 +1,91 @@
+//! What is changed in a restored tree, and what must never be: whatever links lead elsewhere.
+
+use crate::plan::layout::PartKind::{Data, Wal};
+use crate::plan::layout::tests::tablespace;
+use crate::restore::placement::{Naming, place};
+use crate::set::manifest::tests::{manifest, volume};
+use std::os::unix::fs::{lchown, symlink};
+
+use super::*;
+
+#[test]
+fn a_link_to_a_tablespace_is_corrected_however_its_path_is_written() {
+    let scratch = tempfile::tempdir().unwrap();
+    let root = scratch.path().canonicalize().unwrap();
+    let made = |name: &str| {
+        std::fs::create_dir_all(root.join(name)).unwrap();
+        root.join(name)
+    };
+    let (outer, inner, below) = (made("srv/ts"), made("srv/ts/in"), made("srv/ts/below"));
+    let (one, two, other) = (made("r/tablespaces/1"), made("r/tablespaces/2"), made("other"));
+    let (data, folder) = (made("r/data"), made("r/data/pg_tblspc"));
+    symlink(root.join("srv"), root.join("alias")).unwrap();
+    let (alias, gone) = (root.join("alias/ts"), root.join("gone"));
+    let moved = [(outer.clone(), one.clone()), (inner.clone(), two.clone())];
+    for (oid, target, leads_to) in [
+        ("1", &one, &one),
+        ("2", &outer, &one),
+        ("3", &alias, &one),
+        ("4", &alias.join("in"), &two),
+        ("5", &below, &one.join("below")),
+        ("6", &other, &other),
+        ("7", &gone, &gone),
+    ] {
+        symlink(target, folder.join(oid)).unwrap();
+        correct_links(&data, &moved).unwrap();
+        assert_eq!(std::fs::read_link(folder.join(oid)).unwrap(), *leads_to, "{oid}");
+    }
+}
+
+#[test]
+fn a_link_in_the_place_of_a_folder_is_found() {
+    let scratch = tempfile::tempdir().unwrap();
+    let real = scratch.path().canonicalize().unwrap();
+    // A link above DIR is the administrator's.
+    symlink(&real, real.join("way")).unwrap();
+    let directory = real.join("way/restore");
+    let volumes = vec![
+        volume("t/d", &[(Data, "/d", "15/main"), (Wal, "/d/pg_wal", "15/main/pg_wal")]),
+        volume("t/1", &[(tablespace(1), "/1/one", "one")]),
+    ];
+    let manifest = manifest("20261123T194512Z-k3fa", volumes);
+    let placement = place(&manifest, &directory, &[], &Naming::Folders).unwrap();
+    let data = directory.join("volumes/data/15/main");
+    for folder in ["pg_wal", "pg_tblspc", "global", "base", "pg_twophase"] {
+        std::fs::create_dir_all(data.join(folder)).unwrap();
+    }
+    std::fs::create_dir_all(directory.join("volumes/tablespace-1/one")).unwrap();
+    symlink("/1/one", data.join("pg_tblspc/1")).unwrap();
+    assert_eq!(folder_elsewhere(&placement), None);
+    let mut folders = vec![data.parent().unwrap().to_path_buf(), data.clone()];
+    folders.extend(["pg_wal", "pg_tblspc", "global", "base"].map(|name| data.join(name)));
+    folders.push(directory.join("volumes/tablespace-1/one"));
+    for folder in folders {
+        let aside = real.join("aside");
+        std::fs::rename(&folder, &aside).unwrap();
+        symlink(&aside, &folder).unwrap();
+        assert_eq!(folder_elsewhere(&placement), Some(folder.clone()));
+        std::fs::remove_file(&folder).unwrap();
+        std::fs::rename(&aside, &folder).unwrap();
+    }
+}
+
+#[test]
+fn nothing_is_removed_behind_a_link_of_theirs() {
+    assert!(rustix::process::geteuid().is_root(), "run as root: it makes another user's files");
+    let scratch = tempfile::tempdir().unwrap();
+    let (live, link) = (scratch.path().join("live"), scratch.path().join("pg_notify"));
+    std::fs::create_dir_all(live.join("folder")).unwrap();
+    std::fs::write(live.join("0000"), b"needed").unwrap();
+    symlink(&live, &link).unwrap();
+    lchown(&link, Some(65534), Some(65534)).unwrap();
+    assert!(remove_in(&link, |_| true).is_err());
+    assert!(remove_in(&link.join("folder"), |_| true).is_err());
+    assert!(live.join("0000").exists() && live.join("folder").exists());
+    remove_in(&live, |name| name == b"folder").unwrap();
+    assert!(live.join("0000").exists() && !live.join("folder").exists());
+    remove_in(&live.join("missing"), |_| true).unwrap();
+    symlink(scratch.path(), live.join("out")).unwrap();
+    remove_in(&live, |_| true).unwrap();
+    assert!(files::is_empty_directory(&live).unwrap() && link.is_symlink());
+}
