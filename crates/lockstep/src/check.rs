@@ -267,7 +267,7 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
         Some(PrimarySeen::Beside) => wrong(
             "primary",
             "this server was promoted, and the primary that \"primary\" names goes on without it",
-            "its sets lack what is written there: make it a standby again; a mirror with `lockstep mirror recreate`",
+            "its sets lack what is written there: make it a standby again; a mirror with `lockstep mirror recreate --discard-writes`",
         ),
         None => match connection::connect_primary(cx.cluster)? {
             Ok(_) => ok("primary", "it takes a connection"),

@@ -13,7 +13,7 @@ use crate::context::{lockstep_of, program};
 use crate::error::{Error, Result};
 use crate::mirror::create::{self, Create};
 use crate::mirror::record::{Kind, Phase};
-use crate::mirror::recreate::{self, How};
+use crate::mirror::recreate::{self, Asked, How};
 use crate::mirror::status::{self, Status};
 use crate::mirror::{Home, Record, destroy, serve};
 use crate::names::ClusterName;
@@ -66,6 +66,9 @@ enum Command {
         /// Use a new base backup even where pg_rewind would be enough
         #[arg(long)]
         base_backup: bool,
+        /// Give up what was written to the mirror since it was promoted
+        #[arg(long)]
+        discard_writes: bool,
     },
 }
 
@@ -130,6 +133,8 @@ impl Mirror {
                 // A unit that is enabled right after `mirror create` starts it once more.
                 if serve::is_running(&record)? {
                     record.check_own(&home.zfs)?;
+                    // Its server reads that whenever it connects: a new password needs no restart.
+                    record.write_passfile()?;
                     return say(json, "started", &name, "is running already");
                 }
                 serve::start(&home, &mut record)?;
@@ -163,9 +168,10 @@ impl Mirror {
                 say(json, "destroyed", &name, "is gone")?;
                 Ok(if gone.left_on_primary.is_some() { Done::WithProblems } else { Done::Well })
             }
-            Command::Recreate { name, base_backup } => {
+            Command::Recreate { name, base_backup, discard_writes } => {
                 let name = parse_name(name)?;
-                let how = match recreate::run(&home, config, &name, *base_backup)? {
+                let asked = Asked { base_backup: *base_backup, discard_writes: *discard_writes };
+                let how = match recreate::run(&home, config, &name, asked)? {
                     How::Rewind => "follows again, after pg_rewind",
                     How::BaseBackup => "follows again, from a fresh base backup",
                 };

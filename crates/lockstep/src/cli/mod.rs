@@ -268,6 +268,7 @@ mod tests {
             "lockstep mirror stop main",
             "lockstep mirror destroy main --with-sets",
             "lockstep mirror recreate main --base-backup",
+            "lockstep mirror recreate main --discard-writes",
             "lockstep repo init",
             "lockstep repo init offsite --json",
             "lockstep repo list",

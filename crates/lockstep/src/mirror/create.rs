@@ -108,6 +108,8 @@ pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
 fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) -> Result<()> {
     steps::reached("mirror.recorded")?;
     make_datasets(home, record)?;
+    // Otherwise the base backup would go to the file system below.
+    record.check_mounted(&home.zfs)?;
     record.write_passfile()?;
     steps::reached("mirror.datasets")?;
     if !primary.make_new_slot(&record.slot)? {
@@ -149,14 +151,10 @@ pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
         if home.zfs.exists(place.dataset.as_str())? {
             continue;
         }
-        let mountpoint = place.directory.to_str().ok_or_else(|| {
-            Error::failed(format!(
-                "\"{}\" isn't UTF-8: ZFS can't mount there",
-                place.directory.display()
-            ))
-        })?;
         let marks = [
-            ("mountpoint", mountpoint.to_owned()),
+            ("mountpoint", home.zfs.mountpoint_for(&place.dataset, &place.directory)?),
+            // There are pools where it is on by default.
+            ("readonly", "off".to_owned()),
             (PROPERTY, record.name.to_string()),
             ("lockstep:owner", home.owner.clone()),
             // Data: one page per record, so that a changed page is written, and sent, alone. WAL is written once and
@@ -424,6 +422,7 @@ fn places(
 
 fn check_places(home: &Home, places: &[Place], size: u64) -> Result<()> {
     for place in places {
+        home.zfs.mountpoint_for(&place.dataset, &place.directory)?;
         if home.zfs.exists(place.dataset.as_str())? {
             return refuse(
                 format!("dataset \"{}\" exists", place.dataset),

@@ -1,6 +1,7 @@
 //! How a mirror gets its data: pg_basebackup or pg_rewind, run as os_user in the mirror's own folder `run`. If
 //! Lockstep is killed meanwhile, the next start finds them there and ends them.
 
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
@@ -120,13 +121,17 @@ fn ended(program: &Program, status: ExitStatus, log: &Path) -> Result<()> {
     Err(Error::failed(format!("\"{}\" failed ({status}):\n  {last}", program.display())))
 }
 
-/// Ends programs that still fill the mirror for a Lockstep that was killed.
+/// Ends programs that still fill the mirror for a Lockstep that was killed. Somebody's shell or psql may be in that
+/// folder too, and with it this very process: they stay.
 pub(super) fn end_fillers(record: &Record) {
-    let folder = record.run_directory();
+    let (folder, data) = (record.run_directory(), record.data());
     for pid in process::ids().into_iter().flatten() {
         let cwd = std::fs::read_link(format!("/proc/{pid}/cwd"));
-        let works_there = cwd.is_ok_and(|cwd| cwd == folder);
-        if let (true, Some(pid)) = (works_there, Pid::from_raw(pid.cast_signed())) {
+        let is_one = cwd.is_ok_and(|cwd| cwd == folder)
+            && pid != std::process::id()
+            && std::fs::read(format!("/proc/{pid}/cmdline"))
+                .is_ok_and(|words| is_filler(&words, &data));
+        if let (true, Some(pid)) = (is_one, Pid::from_raw(pid.cast_signed())) {
             tracing::warn!(
                 pid = pid.as_raw_nonzero().get(),
                 "ending what a killed command left running"
@@ -135,6 +140,12 @@ pub(super) fn end_fillers(record: &Record) {
             let _ = kill_process(pid, Signal::KILL);
         }
     }
+}
+
+/// Whether a command line names the data directory, as those of pg_basebackup and pg_rewind do, and that of the server
+/// by which pg_rewind ends a recovery.
+fn is_filler(words: &[u8], data: &Path) -> bool {
+    words.split(|byte| *byte == 0).any(|word| word == data.as_os_str().as_bytes())
 }
 
 /// Makes the data directory a standby of its primary.
@@ -180,6 +191,16 @@ fn complete_configuration(record: &Record, primary: &mut Primary) -> Result<()> 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_fills_the_data_directory_is_ended() {
+        let is = |words: &[u8]| is_filler(words, Path::new("/m/data"));
+        assert!(is(b"/bin/pg_basebackup\0--slot\0s\0--pgdata\0/m/data\0--waldir\0/m/wal\0"));
+        assert!(is(b"/bin/pg_rewind\0--target-pgdata\0/m/data\0"));
+        assert!(is(b"/bin/postgres\0--single\0-F\0-D\0/m/data\0template1\0"));
+        let others = [&b"-bash\0"[..], b"psql\0-h\0/m/run\0", b"tail\0/m/data/PG_VERSION\0", b""];
+        assert!(!others.into_iter().any(is));
+    }
 
     #[test]
     fn a_mapping_escapes_its_own_sign() {

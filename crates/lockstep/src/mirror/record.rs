@@ -563,19 +563,22 @@ impl Home {
         self.path(name, "json")
     }
 
-    /// Takes the lock of a mirror.
+    /// Takes the lock of a mirror; the `zfs` commands run under it hold it too.
     ///
     /// # Errors
     /// [`Error::Locked`] when somebody is working on it.
     pub fn lock(&self, name: &ClusterName, command: &str) -> Result<Lock> {
         let what = format!("cluster \"mirror {name}\"");
-        Lock::take_or_refuse(&self.path(name, "lock"), what, command)
+        let lock = Lock::take_or_refuse(&self.path(name, "lock"), what, command)?;
+        self.zfs.work_under(&lock);
+        Ok(lock)
     }
 
-    /// Whether somebody is working on the mirror at this moment.
+    /// Whether somebody is working on the mirror at this moment. It only looks: a command that starts at this moment
+    /// gets the lock, and nobody else who looks takes this for work.
     #[must_use]
     pub fn is_locked(&self, name: &ClusterName) -> bool {
-        self.path(name, "lock").exists() && self.lock(name, "look").is_err()
+        Lock::is_held(&self.path(name, "lock")).unwrap_or(true)
     }
 
     /// Removes a lock file.
@@ -670,6 +673,28 @@ pub(super) mod tests {
         assert_eq!(cluster.repositories, ["offsite"]);
         assert_eq!(cluster.primary.as_deref(), Some("host=p user='a b'"));
         assert_eq!(cluster.primary_password_file.as_deref(), Some(Path::new("/etc/lockstep/p")));
+    }
+
+    /// `mirror status` in a loop must make no `mirror start` fail, and two at a time must not both say "busy".
+    #[test]
+    fn whoever_looks_at_a_mirror_is_in_nobody_s_way() {
+        let scratch = tempfile::tempdir().unwrap();
+        std::fs::create_dir(scratch.path().join("mirrors")).unwrap();
+        let home = Home {
+            state_dir: scratch.path().to_path_buf(),
+            file: "/etc/lockstep/lockstep.toml".into(),
+            registrations: "/etc/lockstep/lockstep.d".into(),
+            owner: "o".into(),
+            zfs: Zfs::new(),
+        };
+        let (name, lock) = (record().name, scratch.path().join("mirrors/m.lock"));
+        assert!(!home.is_locked(&name) && !lock.exists());
+        let held = home.lock(&name, "mirror start").unwrap();
+        assert!(home.is_locked(&name));
+        drop(held);
+        let text = std::fs::read_to_string(&lock).unwrap();
+        assert!(!home.is_locked(&name));
+        assert_eq!(std::fs::read_to_string(&lock).unwrap(), text, "it took the lock");
     }
 
     #[test]

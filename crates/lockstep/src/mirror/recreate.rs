@@ -1,16 +1,19 @@
 //! `mirror recreate`: for a mirror whose WAL is gone, or whose timeline diverged from its primary's.
 //!
 //! Its datasets stay, and so do the snapshots of its old sets. What could go wrong: it ends half way. The record then
-//! says `recreating`, the mirror is neither started nor backed up, and the command can be run again.
+//! says `recreating`, the mirror is neither started nor backed up, and the command can be run again. Or the mirror was
+//! promoted, perhaps because its primary was lost: what was written to it since is nowhere else. So that has to be said.
 
 use std::path::PathBuf;
+
+use pgfiles::control_file::DbState;
 
 use super::create::{self, refuse};
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Place, Record};
 use super::{fill, room, serve};
 use crate::config::Config;
-use crate::context::{Context, program};
+use crate::context::{Context, lockstep_of, program};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
@@ -28,11 +31,21 @@ pub enum How {
     BaseBackup,
 }
 
+/// What is asked for by name.
+#[derive(Debug, Clone, Copy)]
+pub struct Asked {
+    /// A base backup, even if pg_rewind would be enough.
+    pub base_backup: bool,
+    /// What was written to a promoted mirror may be lost.
+    pub discard_writes: bool,
+}
+
 /// Replaces the mirror's data and starts it.
 ///
 /// # Errors
-/// When the primary is another cluster or can't be reached, space is short, or anything fails.
-pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) -> Result<How> {
+/// When the mirror was promoted and its writes aren't to be discarded, the primary is another cluster or can't be
+/// reached, space is short, or anything fails.
+pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: Asked) -> Result<How> {
     home.find(name)?;
     let _lock = home.lock(name, "mirror recreate")?;
     let mut record = home.find(name)?;
@@ -49,11 +62,14 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, base_backup: bool) 
     let _sets = cx.lock("mirror recreate")?;
     record.check_mounted(&home.zfs)?;
     record.check_not_renamed(home)?;
+    if !asked.discard_writes {
+        refuse_promoted(&record)?;
+    }
     record.write_passfile()?;
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
-    let rewind = !base_backup && may_rewind(&record, &mut primary, &facts)?;
+    let rewind = !asked.base_backup && may_rewind(&record, &mut primary, &facts)?;
     room::check(home, &record, rewind)?;
     add_tablespaces(home, &mut record, &facts)?;
 
@@ -126,6 +142,27 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
     let (_, timeline) = primary.position()?;
     let ours = control.newest_timeline().get();
     Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))
+}
+
+/// Refuses a mirror that was promoted: its server is, or was, a primary.
+fn refuse_promoted(record: &Record) -> Result<()> {
+    // Half of its data is the primary's by then, with the primary's pg_control.
+    if record.phase == Phase::Recreating || record.data().join("standby.signal").exists() {
+        return Ok(());
+    }
+    let Ok(control) = instance::read_control(&record.data()) else { return Ok(()) };
+    if matches!(control.state, DbState::InArchiveRecovery | DbState::ShutDownedInRecovery) {
+        return Ok(());
+    }
+    let name = &record.name;
+    refuse(
+        format!("mirror \"{name}\" was promoted: what was written to it since is nowhere else"),
+        format!(
+            "if somebody may need that, take a set of it first, which stays: {} backup; then `{} mirror recreate {name} --discard-writes` makes it a standby again",
+            lockstep_of(name.as_str()),
+            program()
+        ),
+    )
 }
 
 fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {

@@ -160,9 +160,13 @@ impl Verdict {
                 )
             }
             Self::Stopped(_) => format!("{lockstep} mirror start {name}"),
-            Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) | Self::Promoted => {
+            Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) => {
                 format!("{lockstep} mirror recreate {name}")
             }
+            Self::Promoted => format!(
+                "if somebody may need what was written to it since, take a set of it first: {} backup; then {lockstep} mirror recreate {name} --discard-writes",
+                crate::context::lockstep_of(name)
+            ),
             Self::SlotGone | Self::SlotIdle(_) => format!(
                 "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start makes the slot again"
             ),
@@ -170,7 +174,9 @@ impl Verdict {
                 format!("{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start takes them over")
             }
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
-            Self::NotStreaming(_) => "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again".into(),
+            Self::NotStreaming(_) => format!(
+                "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again. Was the password changed? Write it to the mirror's password file, and {lockstep} mirror start {name} hands it to the server"
+            ),
             Self::PrimaryUnreachable(_) => {
                 "check that the primary runs, and check primary and primary_password_file of this mirror".into()
             }
@@ -485,7 +491,10 @@ mod tests {
         let hint = tablespace.hint("m", |folder| folder == Path::new("/srv/new")).unwrap();
         assert!(hint.contains("if the primary is on another host"), "{hint}");
         assert_eq!(with(|seen| seen.own.as_mut().unwrap().paused = true), Verdict::Paused);
-        assert_eq!(with(|seen| seen.own.as_mut().unwrap().in_recovery = false), Verdict::Promoted);
+        let promoted = with(|seen| seen.own.as_mut().unwrap().in_recovery = false);
+        assert_eq!(promoted, Verdict::Promoted);
+        let hint = promoted.hint("m", |_| true).unwrap();
+        assert!(hint.contains("--cluster m backup") && hint.contains("--discard-writes"), "{hint}");
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
         let starting =

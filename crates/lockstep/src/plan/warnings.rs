@@ -231,7 +231,7 @@ fn beside_primary(facts: &Facts) -> Option<Warning> {
     (facts.primary == Some(PrimarySeen::Beside)).then(|| {
         problem(
             "this server was promoted, and the primary that \"primary\" names goes on without it",
-            "its sets lack what is written there: make it a standby again (a mirror: `mirror recreate`), and remove the sets of its timeline; if this is the primary now, stop the other one, or take primary out of this cluster's configuration",
+            "its sets lack what is written there: make it a standby again (a mirror: `mirror recreate --discard-writes`), and remove the sets of its timeline; if this is the primary now, stop the other one, or take primary out of this cluster's configuration",
         )
     })
 }

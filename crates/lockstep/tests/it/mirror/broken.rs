@@ -397,6 +397,48 @@ fn another_cluster_at_the_primary_s_address() {
     other.stop(Stop::Immediate);
 }
 
+/// A mirror is promoted because its primary is lost, people write to it, and the old primary comes back. What the hint of
+/// `mirror status` names must not destroy that unasked.
+#[test]
+fn promoted_and_written_to() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    let mirror = server_of(&alone, "main");
+    mirror.execute(&["SELECT pg_promote()", "CREATE TABLE precious (n int)"]);
+    let lockstep = alone.fixture.lockstep();
+    let seen = wait_for_state(&alone, "main", "promoted");
+    let hint = seen["hint"].as_str().expect("there is one");
+    assert!(hint.contains("backup") && hint.contains("--discard-writes"), "{seen}");
+    for is_stopped in [false, true] {
+        if is_stopped {
+            lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+        }
+        let refused = lockstep.expect(exit::REFUSED, &["mirror", "recreate", "main"]);
+        assert_said(&refused, &["error: ", "was promoted", "hint: ", "--discard-writes"]);
+    }
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    let precious = "SELECT count(*) FROM precious";
+    assert_eq!(server_of(&alone, "main").value("postgres", precious), "0");
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--discard-writes"]);
+    wait_for_state(&alone, "main", "follows");
+}
+
+/// Somebody's shell is in the folder of the mirror's socket, where programs that fill the mirror run too.
+#[test]
+fn who_is_in_its_folder_is_left_alone() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let run = directory(&alone, "main").join("run");
+    let mut somebody =
+        command("sleep", ["614"]).current_dir(&run).spawn().expect("sleep(1) is there");
+    alone.fixture.lockstep().expect(exit::DONE, &["mirror", "recreate", "main"]);
+    let ended = somebody.try_wait().expect("it can be asked");
+    somebody.kill().expect("it is ours");
+    somebody.wait().expect("it was killed");
+    assert_eq!(ended, None, "it was ended");
+}
+
 /// Puts a primary on its own timeline, as after a failover.
 #[track_caller]
 fn part_ways(primary: &Cluster) {

@@ -12,7 +12,7 @@ use crate::support::layout::empty_pools;
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{LIMIT, Steps, exit};
-use crate::support::pools::zfs;
+use crate::support::pools::{path_with_turns, patiently, zfs};
 use crate::support::standby::{Alone, set};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -150,6 +150,43 @@ fn nobody_else_gets_to_a_socket_in_tmp() {
     assert_eq!(must(&mut mirror.tool("psql", ["-XAtc", "SELECT current_user"])).trim(), "postgres");
     wait_for_state(&alone, "main", "follows");
     assert_eq!(backup(&alone.fixture.lockstep(), "main").strategy, "label");
+}
+
+/// `zpool import -R` puts a folder before each mount point, including those that Lockstep sets. And such a pool of a host
+/// that keeps copies may be read-only by default.
+#[test]
+fn in_pools_below_a_folder() {
+    let alone = Alone::new(empty_pools());
+    let root = alone.fixture.root().to_str().expect("the harness' own paths are UTF-8");
+    let images = alone.fixture.root().join("images");
+    let images = images.to_str().expect("the harness' own paths are UTF-8");
+    for pool in &alone.fixture.pools {
+        let name = pool.name.as_str();
+        patiently("zpool", &["export", name], || ()).expect("it can be exported");
+        let import = ["import", "-R", root, "-d", images, name];
+        must(command("zpool", import).env("PATH", path_with_turns()));
+        zfs(&["set", "readonly=on", name]);
+    }
+    create(&alone, "main");
+    catch_up(&alone, "main");
+    wait_for_state(&alone, "main", "follows");
+    let lockstep = alone.fixture.lockstep();
+    let set = backup(&lockstep, "main");
+    assert_eq!(set.volumes.len(), 4, "its own datasets: {}", set.json);
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
+    assert_gone(&alone, "main", "destroyed");
+
+    // Nothing of the pools can be mounted elsewhere.
+    let outside = alone.fixture.root().with_extension("outside");
+    let mut asked = create_words(&alone, "main");
+    let at = asked.iter().position(|word| word == "--directory").expect("it is said");
+    asked[at + 1] = outside.display().to_string();
+    let refused = lockstep.expect(exit::USAGE, &words(&asked));
+    assert!(refused.stderr.contains("imported with altroot"), "{}", refused.describe());
+    assert!(!outside.exists());
+    assert_gone(&alone, "main", "refused");
 }
 
 /// A mirror is a second cluster: commands that don't name one are told so, and its sets go where they should.
@@ -327,6 +364,16 @@ fn password_and_tls() {
     }
     let set = backup(&lockstep, "main");
     assert_eq!(set.strategy, "label");
+    // The password is changed while the mirror's server runs.
+    fs::write(&password, "another\n").expect("a file can be written");
+    alone.primary.execute(&[
+        "ALTER ROLE mirror PASSWORD 'another'",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_replication",
+    ]);
+    let seen = wait_for_state(&alone, "main", "not-streaming");
+    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("mirror start main")), "{seen}");
+    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
+    wait_for_state(&alone, "main", "follows");
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
     assert_gone(&alone, "main", "destroyed");
 }
