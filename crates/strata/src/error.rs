@@ -116,6 +116,14 @@ pub enum Error {
         #[source]
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// A manifest or descriptor that is larger than any that is read.
+    #[error("\"{object}\" isn't written, because it could not be read again: {why}")]
+    TooLarge {
+        /// The object's path.
+        object: String,
+        /// Its size.
+        why: String,
+    },
     /// The system starts no thread: a limit of memory or of processes.
     #[error("the system starts no more threads")]
     Thread {
@@ -165,6 +173,7 @@ impl Error {
             Error::Damaged { object, .. }
             | Error::Format { object, .. }
             | Error::Sealed { object, .. }
+            | Error::TooLarge { object, .. }
             | Error::Index { object, .. } => Some(object),
             _ => None,
         }
@@ -199,6 +208,9 @@ impl Error {
             }
             Error::LeaseLost { .. } => "was this host paused for long, or is its clock wrong?",
             Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
+            Error::TooLarge { .. } => {
+                "it names each segment of the set's own WAL, and each file whose content is left out: take a set with less of them (after a checkpoint; with larger WAL segments; with fewer unlogged tables in a dataset)"
+            }
             Error::Thread { .. } => crate::threads::LIMITS,
             _ => return None,
         })

@@ -94,9 +94,14 @@ impl Repository {
         }
     }
 
-    /// Returns the bytes of a manifest or descriptor.
+    /// Returns the bytes of a manifest or descriptor. One that nobody could read again isn't written.
     pub(crate) fn write_proven(&self, path: &str, body: &impl Serialize) -> Result<Vec<u8>> {
-        document::write_with(path, body, self.proof(path))
+        let bytes = document::write_with(path, body, self.proof(path))?;
+        if bytes.len() as u64 > MAX_DOCUMENT {
+            let why = format!("it has {} bytes, and may have {MAX_DOCUMENT}", bytes.len());
+            return Err(Error::TooLarge { object: path.to_string(), why });
+        }
+        Ok(bytes)
     }
 
     /// Reads a manifest or descriptor.

@@ -7,6 +7,9 @@
 //! What could go wrong: the journal is wrong. So its packs are looked up in the store, with their sizes, and a frame is
 //! hashed again whenever it is read. The journal can't pass off a frame as another content, because the content's hash
 //! must match.
+//!
+//! Or there is no room for the journal. It only saves time, so the writing goes on without it: what was recorded until
+//! then counts.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::fs::{self, File};
@@ -35,7 +38,8 @@ struct Line {
 /// The journal that is being written, and an earlier one that is being used up.
 pub(super) struct Resume {
     repository: Repository,
-    written: File,
+    /// `None` once it couldn't be written.
+    written: Option<File>,
     before: Option<BufReader<File>>,
     /// The earlier journal's path.
     old: PathBuf,
@@ -67,7 +71,7 @@ impl Resume {
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed("create the folder of"))?;
         }
-        let written = File::create(path).map_err(failed("create"))?;
+        let written = File::create(path).ok();
         let repository = repository.clone();
         let (used, frames) = (VecDeque::new(), VecDeque::new());
         Ok(Resume { repository, written, before, old, line: None, used, frames })
@@ -130,7 +134,9 @@ impl Resume {
                 self.before = None;
                 // Everything useful in it is in the new journal now. If the old one stayed, it could be longer than
                 // the new one ever gets. Then it would be used again each time, and what is stored from here on never.
-                let _ = fs::remove_file(&self.old);
+                if self.written.is_some() {
+                    let _ = fs::remove_file(&self.old);
+                }
                 Ok(None)
             }
         }
@@ -193,9 +199,13 @@ impl Resume {
     fn append(&mut self, line: &Line) -> Result<()> {
         let mut text = serde_json::to_string(line).map_err(Error::caller)?;
         text.push('\n');
-        self.written
-            .write_all(text.as_bytes())
-            .map_err(|source| Error::Spool { verb: "write", source })
+        // A line that is cut off is the end.
+        if let Some(written) = &mut self.written
+            && written.write_all(text.as_bytes()).is_err()
+        {
+            self.written = None;
+        }
+        Ok(())
     }
 }
 

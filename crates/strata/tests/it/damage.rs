@@ -15,6 +15,20 @@ use strata::store::testing::{Counting, Fault, Faulty};
 use strata::store::{Ending, Storage, Store};
 use strata::{Repository, Result};
 
+/// It would be a set that nobody could restore.
+#[test]
+fn a_manifest_that_could_not_be_read_again_is_not_written() {
+    let repository = repository(memory_store());
+    let write = |length: usize| {
+        Manifest::new("1", 5, Vec::new(), "x".repeat(length).into()).write(&repository)
+    };
+    let error = write(64 << 20).unwrap_err();
+    assert!(error.object().unwrap().ends_with("sets/1.json") && error.hint().is_some(), "{error}");
+    assert!(Manifest::list(&repository).unwrap().is_empty());
+    write((64 << 20) - 1000).unwrap();
+    Manifest::read(&repository, "1").unwrap();
+}
+
 struct Damaged {
     storage: Arc<dyn Storage>,
     repository: Repository,

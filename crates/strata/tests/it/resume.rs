@@ -186,6 +186,30 @@ fn a_journal_of_other_content_or_of_packs_that_are_gone_does_no_harm() {
     }
 }
 
+/// The journal only saves time.
+#[test]
+fn where_there_is_no_room_for_the_journal_the_writing_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let journal = folder.path().join("journal");
+    std::os::unix::fs::symlink("/dev/full", &journal).unwrap();
+    let storage = memory_store();
+    write(&repository(storage.clone()), &journal, 1, 7).unwrap();
+    assert_holds(&repository(storage.clone()), 7);
+    let needed = packs(&storage);
+    // What an earlier journal names is used.
+    let storage = memory_store();
+    let dying = Faulty::new(storage.clone(), 8, Fault::StopAfter);
+    let dying = Store::shared(Arc::new(dying), no_retries());
+    let dying = Repository::new(dying, "clusters/main", None).unwrap();
+    assert!(write(&dying, &journal, 1, 7).is_err());
+    fs::rename(&journal, journal.with_extension("old")).unwrap();
+    std::os::unix::fs::symlink("/dev/full", &journal).unwrap();
+    write(&repository(storage.clone()), &journal, 1, 7).unwrap();
+    assert_holds(&repository(storage.clone()), 7);
+    assert!(packs(&storage) <= needed + 3, "{} packs, {needed} are needed", packs(&storage));
+    assert!(!journal.is_symlink() && !journal.with_extension("old").exists());
+}
+
 /// Content changed after it was stored, from its beginning or from some point on: what is stored of the new content is
 /// reused, however much longer the old content's journal is.
 #[test]
