@@ -43,7 +43,7 @@ pub struct Request {
 /// # Errors
 /// When it can't be consistent, another process holds the lock, or anything fails on the way.
 pub fn run(cx: &Context, request: &Request) -> Result<Manifest> {
-    let _lock = cx.lock("backup")?;
+    let _lock = cx.lock_before_prune("backup")?;
     steps::reached("backup.locked")?;
     unfinished::remove(cx)?;
     let (mut tries, mut races, mut conflicts) = (1, 1, 0);

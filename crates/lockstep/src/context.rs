@@ -106,6 +106,16 @@ impl<'a> Context<'a> {
         Ok(lock)
     }
 
+    /// The same, but a prune that has the lock is waited for until it has removed the set that it is at.
+    ///
+    /// # Errors
+    /// [`crate::error::Error::Locked`] with who holds it; when the command was interrupted.
+    pub fn lock_before_prune(&self, command: &str) -> Result<Lock> {
+        let lock = self.state.lock_before_prune(command)?;
+        self.zfs.work_under(&lock);
+        Ok(lock)
+    }
+
     /// Reads the pg_control of the cluster.
     ///
     /// # Errors

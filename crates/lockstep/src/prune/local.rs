@@ -23,6 +23,7 @@ use crate::set::verify;
 use crate::ship::begun;
 use crate::steps;
 use crate::volume::zfs::{Away, DatasetName, SnapshotName, Standing};
+use crate::words::counted;
 
 /// Makes the plan, shows it, and carries it out. `asked` is what the repositories have.
 ///
@@ -503,7 +504,14 @@ impl Facts {
         named: &[String],
         removed: &mut Vec<String>,
     ) -> Result<()> {
+        let mut given_way = 0;
         for entry in plan.entries.iter_mut().filter(|entry| entry.fate == Fate::Remove) {
+            // One at least, so that each prune comes further; and whoever named sets has few.
+            let may_stay = named.is_empty() && !removed.is_empty();
+            if given_way > 0 || (may_stay && cx.state.is_waited_for()) {
+                given_way += 1;
+                continue;
+            }
             steps::reached("prune.set")?;
             match self.remove(cx, &entry.set, named.contains(&entry.set)) {
                 Ok(Removal::Done) => removed.push(entry.set.clone()),
@@ -517,6 +525,12 @@ impl Facts {
                     entry.fate = Fate::Left(error.chain() + &hint.unwrap_or_default());
                 }
             }
+        }
+        if given_way > 0 {
+            tracing::warn!(
+                "a backup waits for the cluster's lock: {} more that would be removed stay until the next prune",
+                counted(given_way, "set")
+            );
         }
         bookmarks::clear(cx, &self.commons)
     }

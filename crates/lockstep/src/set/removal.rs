@@ -3,8 +3,8 @@
 //! 1. A journal entry names the snapshots, with their GUIDs.
 //! 2. The manifest is withdrawn: from here on the set doesn't exist, and no restore can find it.
 //! 3. The snapshots are checked again for dependents, before and after the holds are released: since the first check a
-//!    restore may have cloned one, a shipment may have begun, or somebody may be working in one. Then everything is put
-//!    back.
+//!    restore may have cloned one, a shipment may have begun, somebody may be working in one, or another state_dir may
+//!    have adopted the set. Then everything is put back.
 //! 4. The snapshots are destroyed; then the set's files, then the entry.
 //!
 //! If it is killed before the second step, nothing has happened; after that, the next start finishes it by the same
@@ -252,8 +252,9 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
 
 /// Finds where snapshots of sets are that are no longer on their datasets, by their old names: a `zfs rename` takes
 /// the snapshots along, and so does a `zpool import` under another name. A snapshot with the same GUID and another
-/// transaction group is a copy, and somebody else's. So is one in another pool that `zpool split` has made: that has
-/// another GUID than the set's. The snapshots of each pool are listed once.
+/// transaction group is a copy, and somebody else's, unless it carries this state_dir's mark: then it was received and
+/// adopted. So is one in another pool that `zpool split` has made: that has another GUID than the set's. The snapshots of
+/// each pool are listed once.
 ///
 /// # Errors
 /// When ZFS fails.
@@ -281,16 +282,34 @@ pub fn renamed(cx: &Context, gone: &[Recorded]) -> Result<BTreeMap<SnapshotName,
         let names: BTreeSet<&str> = gone.iter().map(|(name, ..)| name.name.as_str()).collect();
         let named = cx.zfs.snapshots_named(&pool, |name| names.contains(name))?;
         let facts = cx.zfs.snapshot_facts(&named)?;
-        let identity = |facts: SnapshotFacts| (facts.guid, facts.createtxg);
-        let there: BTreeMap<_, _> = facts.into_iter().map(identity).zip(named).collect();
+        let marked = marked(cx, &named)?;
+        let mut there: BTreeMap<Guid, Vec<(SnapshotName, u64)>> = BTreeMap::new();
+        for (found, facts) in named.into_iter().zip(facts) {
+            there.entry(facts.guid).or_default().push((found, facts.createtxg));
+        }
         for (snapshot, guid, createtxg) in gone {
-            let found = there.get(&(*guid, *createtxg));
+            let alike = || there.get(guid).into_iter().flatten();
+            let mut own = alike().filter(|(found, _)| marked.contains(found));
+            let found = match (own.next(), own.next()) {
+                (Some(own), None) => Some(own),
+                _ => alike().find(|(_, found)| found == createtxg),
+            };
+            let found = found.map(|(found, _)| found);
             let found = found.filter(|found| *found != snapshot && found.name == snapshot.name);
             let found = found.filter(|_| !is_split_off(cx, snapshot, pool.as_str()));
             renamed.extend(found.map(|found| (snapshot.clone(), found.clone())));
         }
     }
     Ok(renamed)
+}
+
+/// Returns those that carry this state_dir's mark as their own, because it took or adopted them: a copy has it from its
+/// stream.
+fn marked(cx: &Context, snapshots: &[SnapshotName]) -> Result<BTreeSet<SnapshotName>> {
+    let mut marked = cx.zfs.carrying(snapshots, "lockstep:owner")?;
+    let standing = cx.zfs.standing(&marked.iter().cloned().collect::<Vec<_>>())?;
+    marked.retain(|one| standing.get(one).is_some_and(|it| it.owner == cx.state.owner()));
+    Ok(marked)
 }
 
 /// Whether another pool isn't the one, under another name, that a snapshot's set was taken on. If that one's GUID wasn't
@@ -322,7 +341,7 @@ fn itself(
 fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<(Vec<SnapshotName>, AllStanding)> {
     let name = entry.set.snapshot_name();
     let mut named: Vec<_> = entry.snapshots.iter().map(|(of, _)| of.snapshot(&name)).collect();
-    let mut there = cx.zfs.standing(&named)?;
+    let mut there = cx.zfs.standing_alone(&named)?;
     let recorded = named.iter().zip(&entry.snapshots).zip(&entry.createtxgs);
     let mut gone: Vec<Recorded> = recorded
         .map(|((snapshot, (_, guid)), createtxg)| (snapshot.clone(), *guid, *createtxg))
@@ -341,7 +360,7 @@ fn now_named(cx: &Context, entry: &RemovalJournal) -> Result<(Vec<SnapshotName>,
             *snapshot = found.clone();
         }
     }
-    there.extend(cx.zfs.standing(&renamed.into_values().collect::<Vec<_>>())?);
+    there.extend(cx.zfs.standing_alone(&renamed.into_values().collect::<Vec<_>>())?);
     Ok((named, there))
 }
 
@@ -377,28 +396,28 @@ fn finish(cx: &Context, entry: &RemovalJournal) -> Result<Removal> {
         };
     }
     let _ = steps::reached("prune.looked");
-    for snapshot in &named {
+    for snapshot in named.iter().filter(|snapshot| !is_adopted(cx, snapshot, &there)) {
         cx.zfs.release(snapshot)?;
     }
     let Looked { ours, is_whole, in_the_way } =
-        look(cx, entry, &named, &cx.zfs.standing(&named)?, 0)?;
+        look(cx, entry, &named, &cx.zfs.standing_alone(&named)?, 0)?;
     if let Some(why) = in_the_way {
         return keep(cx, entry, &named, is_whole, why);
     }
     let _ = steps::reached("prune.released");
     for (number, at) in ours.iter().enumerate() {
-        if let Err(error) = cx.zfs.destroy_snapshot(&named[*at]) {
+        // A hold that is there again is that of a state_dir which adopts the set at this moment.
+        if let Err(error) = cx.zfs.destroy_unheld(&named[*at]) {
             return keep(cx, entry, &named, is_whole && number == 0, error.chain());
         }
         let _ = steps::reached(&format!("prune.destroyed-{}", number + 1));
     }
     // A pool that is merely exported may come back with its snapshot.
-    for (SnapshotName { dataset, .. }, (of, _)) in named.iter().zip(&entry.snapshots) {
-        if entry.gives_up(of) {
-            continue;
-        }
-        if let Some(why) = cx.zfs.away(dataset.pool())? {
-            let why = format!("pool \"{}\" {}", dataset.pool(), why.state());
+    let waited_for = named.iter().zip(&entry.snapshots).filter(|(_, (of, _))| !entry.gives_up(of));
+    let pools: BTreeSet<_> = waited_for.map(|(now, _)| now.dataset.pool()).collect();
+    for pool in pools {
+        if let Some(why) = cx.zfs.away(pool)? {
+            let why = format!("pool \"{pool}\" {}", why.state());
             return Ok(Removal::Unfinished(why));
         }
     }
@@ -435,8 +454,16 @@ fn look(
     let promoted = |at: usize| promoted(&entry.snapshots[at].0, &named[at], there.get(&named[at])?);
     // The dataset itself stands on it.
     ours.retain(|at| !entry.gives_up(&entry.snapshots[*at].0) || promoted(*at).is_none());
+    let is_adopted = |at: usize| is_adopted(cx, &named[at], there);
+    let adopted = ours.iter().copied().find(|at| is_whole && is_adopted(*at));
+    let mut in_the_way =
+        adopted.map(|at| format!("\"{}\" belongs to another state_dir by now", named[at]));
+    // What is left of an incomplete set is of no use to anybody, but another one's mark is never ignored.
+    ours.retain(|at| !is_adopted(*at));
     let stands = |at: usize| stands(&named[at], there.get(&named[at])?, own_holds);
-    let mut in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
+    if in_the_way.is_none() {
+        in_the_way = ours.iter().find_map(|at| promoted(*at).or_else(|| stands(*at)));
+    }
     if in_the_way.is_none() {
         let shipping = at_work::all(cx)?.remove(entry.set.as_str());
         in_the_way = shipping.map(|name| format!("it is being shipped to repository {name}"));
@@ -445,6 +472,11 @@ fn look(
         in_the_way = in_use(ours.iter().map(|at| &named[*at]))?;
     }
     Ok(Looked { ours, is_whole, in_the_way })
+}
+
+/// Whether a snapshot carries another state_dir's mark: that one has adopted the set since its removal was begun.
+fn is_adopted(cx: &Context, snapshot: &SnapshotName, there: &AllStanding) -> bool {
+    there.get(snapshot).is_some_and(|standing| standing.owner != cx.state.owner())
 }
 
 /// Returns why a snapshot is in use: somebody works in it, in `.zfs/snapshot`. ZFS mounts it when somebody looks
@@ -498,7 +530,7 @@ pub fn read_only<'a>(cx: &Context, pools: impl Iterator<Item = &'a str>) -> Opti
 
 /// Holds all existing snapshots of the set, by their present names.
 fn hold(cx: &Context, entry: &RemovalJournal, named: &[SnapshotName]) -> Result<()> {
-    let there = cx.zfs.standing(named)?;
+    let there = cx.zfs.standing_alone(named)?;
     for (snapshot, (_, guid)) in named.iter().zip(&entry.snapshots) {
         if there.get(snapshot).is_some_and(|standing| standing.guid == *guid) {
             cx.zfs.hold(std::slice::from_ref(snapshot))?;

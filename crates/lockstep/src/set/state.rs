@@ -4,6 +4,7 @@
 //! owner                            the id of this state_dir: whose snapshots are whose
 //! zfs.json                         what this machine's ZFS can do, found out once a day
 //! clusters/NAME/lock               flock: one backup at a time
+//! clusters/NAME/lock.waiting       flock: a backup waits until a prune gives way
 //! clusters/NAME/reserve            reserved space for the journal of a removal
 //! clusters/NAME/sets/ID/           manifest.json (written last), backup_label, tablespace_map, wal/, config/, and the
 //!                                  repositories that have or had it (shipped.REPOSITORY.json, pruned.REPOSITORY);
@@ -25,6 +26,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
@@ -38,6 +40,7 @@ use crate::process;
 use crate::refusal::Refusal;
 use crate::repository::seen;
 use crate::retention;
+use crate::steps;
 use crate::volume::zfs::DatasetName;
 use crate::words;
 
@@ -45,6 +48,10 @@ use crate::words;
 const MANIFEST: &str = "manifest.json";
 /// Its name while the set is being removed.
 const WITHDRAWN: &str = "manifest.withdrawn";
+
+/// How long a prune is waited for, and the pause between two looks.
+const PATIENCE: Duration = Duration::from_secs(600);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// A set whose manifest can't be read, and why.
 pub type Damaged = (SetId, Error);
@@ -122,6 +129,37 @@ impl State {
     pub fn lock(&self, command: &str) -> Result<Lock> {
         let what = format!("cluster \"{}\"", self.cluster);
         Lock::take_or_refuse(&self.path("lock"), what, command)
+    }
+
+    /// Does the same. A first prune may remove sets for hours: it is waited for, and looks after each of them whether
+    /// somebody waits.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] with its holder; when the command was interrupted.
+    pub fn lock_before_prune(&self, command: &str) -> Result<Lock> {
+        let refused = match self.lock(command) {
+            Err(refused) if is_by_prune(&refused) => refused,
+            taken => return taken,
+        };
+        let Ok(_waiting) = Lock::take(&self.path("lock.waiting"), command) else {
+            return Err(refused);
+        };
+        tracing::warn!("{refused}: waiting until it has removed the set that it is at");
+        let since = Instant::now();
+        loop {
+            std::thread::sleep(PAUSE);
+            steps::reached("lock.waiting")?;
+            match self.lock(command) {
+                Err(refused) if is_by_prune(&refused) && since.elapsed() < PATIENCE => {}
+                taken => return taken,
+            }
+        }
+    }
+
+    /// Whether somebody waits until a prune gives way.
+    #[must_use]
+    pub fn is_waited_for(&self) -> bool {
+        Lock::is_held(&self.path("lock.waiting")).unwrap_or(false)
     }
 
     /// Whether the set is complete.
@@ -408,6 +446,11 @@ impl State {
     pub fn read_set_file(&self, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
         read_file_of(&self.set_directory(&manifest.set), manifest, name)
     }
+}
+
+/// Whether a prune has the lock.
+fn is_by_prune(error: &Error) -> bool {
+    matches!(error, Error::Locked { holder, .. } if holder.contains("(lockstep prune)"))
 }
 
 /// Reads a file of a set whose files are in `directory`, checked against the manifest's hash.

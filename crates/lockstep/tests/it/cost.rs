@@ -149,3 +149,31 @@ fn sets_cost_no_command_each_whether_their_snapshots_are_there_or_gone() {
     let outcome = pretending(&fixture, &lockstep, "removing", &cases).expect(3, &["list"]);
     assert!(outcome.stdout.contains(&sets[3].id), "{outcome:?}");
 }
+
+/// What `prune` starts for each set that it removes: it lists no snapshots, of which the datasets may have a hundred
+/// thousand, and the cluster is locked meanwhile.
+#[test]
+fn a_removal_asks_for_its_own_snapshots_alone() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let log = CommandLog::new(&fixture);
+    let retention = "[clusters.main.retention]\nlocal = { last = 1 }\n";
+    let lockstep = log.watching(&with_options(&fixture, &format!("\n{retention}")));
+    let cost_of_removing = |sets: usize| {
+        (0..sets).for_each(|_| drop(lockstep.backup("label")));
+        log.take();
+        let json = lockstep.json(&["prune", "--local"]);
+        let removed = json["places"][0]["removed"].as_array().map(Vec::len);
+        assert_eq!(removed, Some(sets), "{json}");
+        let commands = log.take();
+        let lists = commands.iter().filter(|command| command.contains(" -t snapshot ")).count();
+        // zfs-fuse may say "dataset is busy" for a moment; then that is repeated.
+        let others = commands.iter().filter(|command| !command.starts_with("zfs destroy ")).count();
+        (lists, others)
+    };
+    lockstep.backup("label");
+    let (of_one, of_four) = (cost_of_removing(1), cost_of_removing(4));
+    assert_eq!(of_four.0, of_one.0, "snapshots are listed for the plan alone");
+    // For each of two pools: what the snapshots are and their clones, twice, whether it is read-only and whether it is
+    // there. And one release for each of four datasets.
+    assert!(of_four.1 <= of_one.1 + 3 * 16, "{of_one:?}, {of_four:?}");
+}

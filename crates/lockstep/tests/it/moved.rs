@@ -12,7 +12,9 @@ use crate::support::faults::{
 use crate::support::fixture::Fixture;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Steps, exit, toml_string};
-use crate::support::pools::{path_with_turns, patiently, property, zfs};
+use crate::support::pools::{
+    destroy, path_with_turns, patiently, property, release_and_destroy, try_zfs, zfs,
+};
 use crate::support::shipping::{folder, other_host, with_options, with_repository};
 use serde_json::json;
 use std::fs;
@@ -161,6 +163,49 @@ fn a_lost_state_dir_s_sets_are_taken_up() {
     }
 }
 
+/// Snapshots that were received, as another host's pool brings them, have other transaction groups than the manifest says.
+/// Once they are adopted, they are found after a `zfs rename` all the same.
+#[test]
+fn an_adopted_set_is_found_after_a_rename() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let [first, _] = [(); 2].map(|()| lockstep.backup("label").id);
+    fixture.cluster.stop(Stop::Fast);
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts1");
+    let dataset = &fixture.datasets[place.expect("it has ts1")];
+    let [old, new, renamed] = ["old", "new", "renamed"].map(|word| format!("{dataset}-{word}"));
+    let mountpoint = property(dataset, "mountpoint");
+    zfs(&["snapshot", &format!("{dataset}@moved")]);
+    let send = format!("zfs send -R {dataset}@moved | zfs receive -u {new}");
+    must(&mut command("sh", ["-c", &send]));
+    zfs(&["unmount", dataset]);
+    zfs(&["set", "mountpoint=none", dataset]);
+    zfs(&["rename", dataset, &old]);
+    zfs(&["rename", &new, dataset]);
+    zfs(&["set", &format!("mountpoint={mountpoint}"), dataset]);
+    let _ = try_zfs(&["mount", dataset]);
+    // Who took them is gone, with its snapshots.
+    let snapshots = || fixture.pools.iter().flat_map(|pool| pool.snapshots());
+    for snapshot in snapshots().filter(|name| name.starts_with(&format!("{old}@"))) {
+        release_and_destroy(&snapshot);
+    }
+    destroy(&old);
+    fs::remove_dir_all(&fixture.state).expect("it is there");
+    lockstep.expect(exit::DONE, &["adopt"]);
+    patiently("zfs", &["rename", dataset, &renamed], || ()).expect("nobody uses it");
+    let _ = try_zfs(&["mount", &renamed]);
+    let checked = lockstep.run(&["check"]);
+    let said = format!("\"{renamed}@lockstep-{first}\"");
+    assert!(checked.stdout.contains(&said), "{said}: {}", checked.describe());
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &first]);
+    let left: Vec<_> = snapshots().filter(|name| name.ends_with(&first)).collect();
+    assert_eq!(left, [""; 0]);
+    patiently("zfs", &["rename", &renamed, dataset], || ()).expect("nobody uses it");
+    let _ = try_zfs(&["mount", dataset]);
+    destroy(&format!("{dataset}@moved"));
+    fixture.cluster.start();
+}
+
 /// The program with the same configuration, but this state_dir.
 fn with_state(fixture: &Fixture, name: &str) -> Lockstep {
     let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");
@@ -228,6 +273,56 @@ fn sets_with_another_state_dir_s_marks_are_taken_back_by_name() {
     let failed = other.expect(exit::PROBLEMS, &["adopt", &second]);
     assert_said(&failed, &["isn't adopted", gone, "isn't here"]);
     lockstep.expect(exit::DONE, &["prune", "--local", "--set", &second]);
+}
+
+/// A removal is killed, or held up, and another state_dir adopts the set: the first one's next step, or its next
+/// command, leaves it.
+#[test]
+fn a_set_that_another_state_dir_has_adopted_is_not_removed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let [first, _] = [(); 2].map(|()| lockstep.backup("label").id);
+    let of_first = || -> Vec<_> {
+        fixture.snapshots().into_iter().filter(|name| name.ends_with(&first)).collect()
+    };
+    let (before, removal) = (of_first(), ["prune", "--local", "--set", &first]);
+    for (step, is_killed) in
+        [("prune.withdrawn", true), ("prune.released", true), ("prune.released", false)]
+    {
+        let case = format!("{step}, killed: {is_killed}");
+        let steps = Steps::new(fixture.root().join("steps"));
+        steps.hold(step);
+        let mut program = lockstep.clone().with_steps(&steps).spawn(&removal);
+        steps.wait_reached(step, &mut program);
+        let held_up = match is_killed {
+            true => {
+                program.kill();
+                program.wait(LIMIT);
+                None
+            }
+            false => Some(program),
+        };
+        let other = with_state(&fixture, &format!("{step}-{is_killed}"));
+        other.expect(exit::DONE, &["adopt"]);
+        match held_up {
+            None => {
+                let next = lockstep.run(&["backup", "--no-ship"]);
+                assert_said(&next, &["belongs to another state_dir by now"]);
+            }
+            Some(program) => {
+                steps.release(step);
+                let left = program.wait(LIMIT);
+                assert_eq!(left.code, Some(exit::PROBLEMS), "{case}: {}", left.describe());
+            }
+        }
+        assert_eq!(of_first(), before, "{case}");
+        let holds = before.iter().map(|name| property(name, "userrefs"));
+        assert!(holds.into_iter().all(|holds| holds == "1"), "{case}: not held");
+        // Both have it now; this one takes it back.
+        lockstep.expect(exit::DONE, &["adopt", &first]);
+    }
+    lockstep.expect(exit::DONE, &removal);
+    assert_eq!(of_first(), [""; 0]);
 }
 
 fn kill_at(fixture: &Fixture, lockstep: &Lockstep, step: &str) {

@@ -435,6 +435,28 @@ fn a_clone_at_the_last_moment() {
     assert_nothing_remains(&fixture, &[], "at the end");
 }
 
+/// A first prune may remove sets for hours: a backup that begins meanwhile waits for one of them.
+#[test]
+fn a_prune_gives_way_to_a_backup() {
+    let fixture = quiet("local = { last = 1 }");
+    let lockstep = fixture.lockstep();
+    let before = [(); 4].map(|()| lockstep.backup("label"));
+    let hooks = Hooks::holding(&fixture, "prune.set");
+    let pruning = hooks.run_to("prune.set", &["prune"]);
+    let waiting = Hooks::new(&fixture);
+    let mut backup = waiting.lockstep().spawn(&["backup", "--strategy", "label"]);
+    waiting.steps.wait_reached("lock.waiting", &mut backup);
+    hooks.steps.release("prune.set");
+    let pruned = pruning.wait(LIMIT);
+    assert_eq!(pruned.code, Some(exit::DONE), "{}", pruned.describe());
+    assert!(pruned.stderr.contains("2 sets more"), "{}", pruned.describe());
+    let taken = backup.wait(LIMIT);
+    assert!(taken.ok(), "{}", taken.describe());
+    assert_eq!(lockstep.sets().len(), before.len(), "one is gone, and one is new");
+    lockstep.expect(exit::DONE, &["prune"]);
+    assert_eq!(lockstep.sets().len(), 1);
+}
+
 /// A pool that is gone for good, or came back under another name: nobody should have to keep its sets for ever.
 #[test]
 fn a_set_whose_pool_is_gone_is_given_up_where_it_is_named() {

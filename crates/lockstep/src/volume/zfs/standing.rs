@@ -51,20 +51,66 @@ impl Zfs {
                 other => other?,
             };
             there.extend(found.iter().filter(|snapshot| wanted.contains(snapshot)).cloned());
-            of_each.push(found);
+            of_each.push((found, wanted));
         }
         let mut clones = self.clones_by_origin(&there)?;
         let mut going = BTreeMap::new();
-        for found in &of_each {
+        for (found, wanted) in &of_each {
             // They are listed in the order in which they were taken.
             let mut later: Vec<DatasetName> = Vec::new();
-            for snapshot in found.iter().rev().map(SnapshotName::to_string) {
-                later.extend(clones.get(&snapshot).into_iter().flatten().cloned());
-                going.insert(snapshot, later.clone());
+            for snapshot in found.iter().rev() {
+                let name = snapshot.to_string();
+                later.extend(clones.get(&name).into_iter().flatten().cloned());
+                // The others may be many.
+                if wanted.contains(snapshot) {
+                    going.insert(name, later.clone());
+                }
             }
         }
+        let mut all = self.without_clones(&there)?;
+        for (snapshot, standing) in &mut all {
+            let name = snapshot.to_string();
+            standing.clones = clones.remove(&name).unwrap_or_default();
+            standing.goes_with = going.remove(&name).unwrap_or_default();
+        }
+        Ok(all)
+    }
+
+    /// The same for the snapshots of one set, without listing the others of their datasets, of which there may be a
+    /// hundred thousand. What would go along with them ([`Standing::goes_with`]) remains unknown.
+    ///
+    /// # Errors
+    /// When ZFS fails.
+    pub fn standing_alone(
+        &self,
+        snapshots: &[SnapshotName],
+    ) -> Result<BTreeMap<SnapshotName, Standing>> {
+        let mut by_pool: BTreeMap<&str, BTreeSet<SnapshotName>> = BTreeMap::new();
+        for snapshot in snapshots {
+            by_pool.entry(snapshot.dataset.pool()).or_default().insert(snapshot.clone());
+        }
         let mut all = BTreeMap::new();
-        for some in there.chunks(AT_ONCE) {
+        for wanted in by_pool.into_values() {
+            match self.without_clones(&wanted.into_iter().collect::<Vec<_>>()) {
+                Err(Error::Command { error, .. }) if said::is_suspended(&error) => {}
+                found => all.extend(found?),
+            }
+        }
+        let there: Vec<_> = all.keys().cloned().collect();
+        let mut clones = self.clones_by_origin(&there)?;
+        for (snapshot, standing) in &mut all {
+            standing.clones = clones.remove(&snapshot.to_string()).unwrap_or_default();
+        }
+        Ok(all)
+    }
+
+    /// Reads what those of `snapshots` are that exist, but not their clones.
+    fn without_clones(
+        &self,
+        snapshots: &[SnapshotName],
+    ) -> Result<BTreeMap<SnapshotName, Standing>> {
+        let mut all = BTreeMap::new();
+        for some in snapshots.chunks(AT_ONCE) {
             let names: Vec<_> = some.iter().map(SnapshotName::to_string).collect();
             let values =
                 self.get_of_existing(&names, &["guid", "used", "userrefs", "lockstep:owner"])?;
@@ -77,8 +123,8 @@ impl Zfs {
                     used: number("used")?,
                     holds: number("userrefs")?,
                     owner: text("lockstep:owner").to_owned(),
-                    clones: clones.remove(name).unwrap_or_default(),
-                    goes_with: going.remove(name).unwrap_or_default(),
+                    clones: Vec::new(),
+                    goes_with: Vec::new(),
                 };
                 all.insert(snapshot.clone(), standing);
             }
