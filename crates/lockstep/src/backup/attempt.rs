@@ -447,10 +447,17 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Returns where a set of the strategy `label` is consistent. A standby's stop LSN is its minRecoveryPoint, which
+    /// isn't ahead of everything that replay has changed by the last snapshot.
+    pub(super) fn label_end(&self) -> Option<Lsn> {
+        let stop = self.stopped.as_ref()?.stop_lsn;
+        Some(self.replayed.map_or(stop, |replayed| replayed.max(stop)))
+    }
+
     /// Returns the first and the last byte of WAL to check for: what recovery to the floor needs.
     pub(super) fn wal_range(&self) -> Result<(Lsn, Lsn)> {
-        let end = match (&self.stopped, self.floor) {
-            (Some(stopped), _) => stopped.stop_lsn,
+        let end = match (self.label_end(), self.floor) {
+            (Some(end), _) => end,
             (None, Some((floor, _))) => floor,
             (None, None) => self.end_of_removable()?,
         };

@@ -117,10 +117,7 @@ pub(super) fn manifest(
 ) -> Result<Manifest> {
     let control = attempt.control();
     let stop_lsn = attempt.stopped.as_ref().map(|stopped| stopped.stop_lsn);
-    let floor_lsn = match (stop_lsn, attempt.floor) {
-        (Some(stop), _) => Some(stop),
-        (None, floor) => floor.map(|(lsn, _)| lsn),
-    };
+    let floor_lsn = attempt.label_end().or(attempt.floor.map(|(lsn, _)| lsn));
     // The earliest time that recovery may target. It is later than the floor if that was written before the snapshot:
     // PostgreSQL itself can't refuse a time between the two if a checkpoint is there, because it never sees a commit
     // of that time.

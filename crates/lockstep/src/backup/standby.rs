@@ -19,7 +19,7 @@ use crate::files;
 use crate::postgres::row::column;
 use crate::postgres::session;
 use crate::postgres::wal::{self, WalIdentity};
-use crate::postgres::{connection, instance};
+use crate::postgres::{connection, copies, instance, wal_run};
 use crate::refusal::Refusal;
 use crate::steps;
 
@@ -27,17 +27,30 @@ use crate::steps;
 const CHUNK: u32 = 16 << 20;
 
 impl Attempt<'_> {
-    /// Notes how far the standby has replayed: all of that is in the snapshot. If the server can't be asked,
-    /// pg_control gives a lower bound.
+    /// Notes how far the standby has replayed: all of that is in the snapshot.
     pub(super) fn note_replay(&mut self) -> Result<()> {
         let least = self.read_control()?.min_recovery_point;
-        let asked = match self.survey.client.as_mut() {
-            Some(client) => Some(session::replayed(client)?),
-            None => None,
-        };
-        let (replayed, time) = asked.unwrap_or((None, jiff::Timestamp::now()));
-        self.floor = Some((replayed.unwrap_or(least).max(least), time));
+        let (replayed, time) = self.may_have_replayed()?;
+        self.floor = Some((replayed.max(least), time));
         steps::reached("backup.floor")
+    }
+
+    /// Returns how far replay may have come, and the time. minRecoveryPoint says less: it is moved ahead of pages, but
+    /// not of pg_filenode.map, of a database's folder that is removed, or, without hot_standby, of pg_xact
+    /// (relmap_redo, dbase_redo, xact_redo_commit). They are ahead of it until the next commit is replayed, which
+    /// recovery_min_apply_delay puts off.
+    ///
+    /// If the server can't be asked, it is the end of the WAL that is there, unless another timeline was taken before.
+    fn may_have_replayed(&mut self) -> Result<(Lsn, jiff::Timestamp)> {
+        if let Some(client) = self.survey.client.as_mut() {
+            let (replayed, time) = session::replayed(client)?;
+            return Ok((replayed.unwrap_or(Lsn::INVALID), time));
+        }
+        let (identity, start) = (self.wal_identity(), self.start_lsn());
+        let folder = [self.cx.cluster.data_directory.join("pg_wal")];
+        let (_, end) = copies::read(&folder, identity, start, Lsn::new(u64::MAX))?;
+        let is_left = wal_run::left_before(&folder[0], identity, end)?.is_some();
+        Ok((if is_left { Lsn::INVALID } else { end }, jiff::Timestamp::now()))
     }
 
     /// Reports how far back recovery of the set will start: a standby can't write a checkpoint, so pg_backup_start
@@ -73,10 +86,6 @@ impl Attempt<'_> {
     /// Reads the end of the set, after every snapshot of data.
     pub(super) fn read_last_control(&mut self) -> Result<()> {
         let control = self.read_control()?;
-        let time = match self.survey.client.as_mut() {
-            Some(client) => session::replayed(client)?.1,
-            None => jiff::Timestamp::now(),
-        };
         still_a_standby(&control, self.wal_identity())?;
         let start = self.start_lsn();
         if control.min_recovery_point == Lsn::INVALID || control.min_recovery_point < start {
@@ -86,7 +95,8 @@ impl Attempt<'_> {
             ))
             .with_hint("is the standby still being set up? take the backup once it has reached consistency"));
         }
-        self.floor = Some((control.min_recovery_point, time));
+        let (replayed, time) = self.may_have_replayed()?;
+        self.floor = Some((replayed.max(control.min_recovery_point), time));
         self.last_control = Some(control);
         steps::reached("backup.last-control")
     }

@@ -747,6 +747,42 @@ fn a_database_moved_on_the_primary() {
     has_all(&standby, &standby.fixture.lockstep().backup("atomic"));
 }
 
+/// Replay writes pg_filenode.map at once, and moves minRecoveryPoint with the commit that follows. While that is put
+/// off, the map names files that recovery to minRecoveryPoint doesn't make.
+#[test]
+fn a_map_that_is_ahead_of_the_minimum() {
+    let standby = Standby::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let shop = |statement: &str| {
+        let mut client = standby.primary.connect("shop");
+        client.batch_execute(statement).unwrap_or_else(|error| panic!("{statement}: {error}"));
+    };
+    standby.primary.execute(&["CREATE DATABASE shop"]);
+    shop("CREATE TABLE t AS SELECT 1 AS n");
+    let oid = standby.primary.value("shop", "SELECT oid FROM pg_database WHERE datname = 'shop'");
+    standby.restartpoint();
+    let delay = "ALTER SYSTEM SET recovery_min_apply_delay = '1h'";
+    standby.fixture.cluster.execute(&[delay, "SELECT pg_reload_conf()"]);
+    let steps = Steps::new(standby.fixture.root().join("steps-of-the-map"));
+    steps.hold("backup.started");
+    let asked = standby.fixture.lockstep();
+    let arguments = ["--json", "backup", "--strategy", "label"];
+    let mut program = asked.clone().with_steps(&steps).spawn(&arguments);
+    steps.wait_reached("backup.started", &mut program);
+    let map = standby.fixture.cluster.data.join(format!("base/{oid}/pg_filenode.map"));
+    let read = || fs::read(&map).expect("a database has a map");
+    let before = read();
+    shop("VACUUM FULL pg_class");
+    wait_until("the map is replayed", LIMIT, || read() != before);
+    steps.release("backup.started");
+    let label = Set::of(&json_of(&program.wait(LIMIT)));
+    for set in [label, asked.backup("ordered"), standby.silent().backup("ordered")] {
+        let directory = standby.fixture.target(&set.id);
+        let restored = asked.restore_and_start(&set.id, &directory, &["--target-immediate"]);
+        assert_eq!(restored.server().value("shop", "SELECT n FROM t"), "1", "{}", set.json);
+        standby.fixture.discard_restored(&directory, &set.id);
+    }
+}
+
 /// A hot standby accepts no serializable transaction, whatever its settings ask for.
 #[test]
 fn serializable_by_default() {
