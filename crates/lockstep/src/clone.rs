@@ -319,7 +319,16 @@ pub fn destroy(cx: &Context, name: &CloneName, is_lost: bool) -> Result<()> {
             record
         }
     };
+    steps::reached("clone.destroy-found")?;
     let _lock = unfinished::lock(cx, &record.made.id)?;
+    // Another command may have destroyed it since it was read, and one of its name may have been made.
+    let is_it = |now: Record| now.made.id == record.made.id;
+    if !journal::read::<Record>(&path)?.is_some_and(is_it) {
+        unfinished::remove_lock(cx, &record.made.id);
+        let gone = format!("clone \"{name}\" was destroyed by another command meanwhile");
+        let hint = format!("`{} clone list` shows those that are there now", lockstep());
+        return Err(Error::failed(gone).with_hint(hint));
+    }
     let (what, give_up) = (format!("clone \"{name}\""), destroy_command(name, true));
     away::refuse(&cx.zfs, &record.made.datasets, &what, &give_up, is_lost)?;
     refuse_renamed(cx, &record)?;

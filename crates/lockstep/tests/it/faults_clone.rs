@@ -157,6 +157,29 @@ fn several_clones() {
     assert_nothing_remains(&fixture, &[], "all clones destroyed");
 }
 
+/// While one `clone destroy` is held up, another destroys the clone, and one of its name is made: that stays, and is known.
+#[test]
+fn another_of_its_name_stays() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    lockstep.clone_create("dev", &[]);
+    let (step, destroy) = ("clone.destroy-found", ["clone", "destroy", "dev"]);
+    let hooks = Hooks::holding(&fixture, step);
+    let held_up = hooks.run_to(step, &destroy);
+    lockstep.expect(exit::DONE, &destroy);
+    let newer = lockstep.clone_create("dev", &[]);
+    hooks.steps.release(step);
+    let late = held_up.wait(LIMIT);
+    assert_eq!(late.code, Some(exit::FAILED), "{}", late.describe());
+    assert_said(&late, &["error: ", "destroyed by another command", "hint: ", "clone list"]);
+    assert_eq!(newer.server().value("postgres", ROWS), "1 2");
+    let listed = lockstep.json(&["clone", "list"]);
+    assert_eq!(listed["clones"][0]["name"], "dev", "{listed}");
+    lockstep.expect(exit::DONE, &destroy);
+    assert_nothing_remains(&fixture, &[], "both destroyed");
+}
+
 /// Somebody has renamed one of a stopped clone's datasets: perhaps to keep it.
 fn assert_not_gone_while_renamed(fixture: &Fixture, lockstep: &Lockstep, clone: &str) {
     let mut all = fixture.clones().into_iter().map(|found| found.name);
