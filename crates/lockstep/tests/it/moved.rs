@@ -33,19 +33,7 @@ fn a_dataset_that_was_received_has_its_sets() {
     let unshipped = lockstep.json(&["backup", "--no-ship"]);
     let unshipped = unshipped["set"].as_str().expect("an id");
     fixture.cluster.stop(Stop::Fast);
-    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts1");
-    let dataset = &fixture.datasets[place.expect("it has ts1")];
-    let (old, new) = (format!("{dataset}-old"), format!("{dataset}-new"));
-    let mountpoint = crate::support::pools::property(dataset, "mountpoint");
-    zfs(&["snapshot", &format!("{dataset}@moved")]);
-    let send = format!("zfs send -R {dataset}@moved | zfs receive -u {new}");
-    must(&mut command("sh", ["-c", &send]));
-    zfs(&["unmount", dataset]);
-    zfs(&["set", "mountpoint=none", dataset]);
-    zfs(&["rename", dataset, &old]);
-    zfs(&["rename", &new, dataset]);
-    zfs(&["set", &format!("mountpoint={mountpoint}"), dataset]);
-    let _ = crate::support::pools::try_zfs(&["mount", dataset]);
+    let (dataset, old) = receive_anew(&fixture);
     fixture.cluster.start();
 
     let checked = lockstep.run(&["check", "--json"]);
@@ -163,17 +151,13 @@ fn a_lost_state_dir_s_sets_are_taken_up() {
     }
 }
 
-/// Snapshots that were received, as another host's pool brings them, have other transaction groups than the manifest says.
-/// Once they are adopted, they are found after a `zfs rename` all the same.
-#[test]
-fn an_adopted_set_is_found_after_a_rename() {
-    let fixture = Fixture::new(two_pools_four_datasets());
-    let lockstep = with_repository(&fixture);
-    let [first, _] = [(); 2].map(|()| lockstep.backup("label").id);
-    fixture.cluster.stop(Stop::Fast);
+/// Puts a copy of ts1's dataset, with all its snapshots, in the place of the original; returns the name of both. The server
+/// is stopped.
+#[track_caller]
+fn receive_anew(fixture: &Fixture) -> (String, String) {
     let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts1");
     let dataset = &fixture.datasets[place.expect("it has ts1")];
-    let [old, new, renamed] = ["old", "new", "renamed"].map(|word| format!("{dataset}-{word}"));
+    let (old, new) = (format!("{dataset}-old"), format!("{dataset}-new"));
     let mountpoint = property(dataset, "mountpoint");
     zfs(&["snapshot", &format!("{dataset}@moved")]);
     let send = format!("zfs send -R {dataset}@moved | zfs receive -u {new}");
@@ -184,6 +168,19 @@ fn an_adopted_set_is_found_after_a_rename() {
     zfs(&["rename", &new, dataset]);
     zfs(&["set", &format!("mountpoint={mountpoint}"), dataset]);
     let _ = try_zfs(&["mount", dataset]);
+    (dataset.clone(), old)
+}
+
+/// Snapshots that were received, as another host's pool brings them, have other transaction groups than the manifest says.
+/// Once they are adopted, they are found after a `zfs rename` all the same.
+#[test]
+fn an_adopted_set_is_found_after_a_rename() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let [first, _] = [(); 2].map(|()| lockstep.backup("label").id);
+    fixture.cluster.stop(Stop::Fast);
+    let (dataset, old) = receive_anew(&fixture);
+    let renamed = format!("{dataset}-renamed");
     // Who took them is gone, with its snapshots.
     let snapshots = || fixture.pools.iter().flat_map(|pool| pool.snapshots());
     for snapshot in snapshots().filter(|name| name.starts_with(&format!("{old}@"))) {
@@ -192,7 +189,7 @@ fn an_adopted_set_is_found_after_a_rename() {
     destroy(&old);
     fs::remove_dir_all(&fixture.state).expect("it is there");
     lockstep.expect(exit::DONE, &["adopt"]);
-    patiently("zfs", &["rename", dataset, &renamed], || ()).expect("nobody uses it");
+    patiently("zfs", &["rename", &dataset, &renamed], || ()).expect("nobody uses it");
     let _ = try_zfs(&["mount", &renamed]);
     let checked = lockstep.run(&["check"]);
     let said = format!("\"{renamed}@lockstep-{first}\"");
@@ -200,8 +197,8 @@ fn an_adopted_set_is_found_after_a_rename() {
     lockstep.expect(exit::DONE, &["prune", "--local", "--set", &first]);
     let left: Vec<_> = snapshots().filter(|name| name.ends_with(&first)).collect();
     assert_eq!(left, [""; 0]);
-    patiently("zfs", &["rename", &renamed, dataset], || ()).expect("nobody uses it");
-    let _ = try_zfs(&["mount", dataset]);
+    patiently("zfs", &["rename", &renamed, &dataset], || ()).expect("nobody uses it");
+    let _ = try_zfs(&["mount", &dataset]);
     destroy(&format!("{dataset}@moved"));
     fixture.cluster.start();
 }
