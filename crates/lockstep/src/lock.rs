@@ -75,8 +75,9 @@ impl Lock {
             }
         };
         let text = format!(
-            "process {} (lockstep {command}) since {}\n",
+            "process {} {} since {}\n",
             std::process::id(),
+            run_as(command),
             jiff::Timestamp::now().strftime("%Y-%m-%dT%H:%M:%SZ")
         );
         file.set_len(0)
@@ -90,6 +91,12 @@ impl Lock {
     #[must_use]
     pub fn file(&self) -> &Arc<File> {
         &self.file
+    }
+
+    /// Whether this error says that a process which runs this command holds a lock.
+    #[must_use]
+    pub fn is_by(error: &Error, command: &str) -> bool {
+        matches!(error, Error::Locked { holder, .. } if holder.contains(&run_as(command)))
     }
 
     /// The same, but a lock that is held refuses the whole command; `what` says in words what is locked.
@@ -174,6 +181,11 @@ impl Tried {
             }
         }
     }
+}
+
+/// The command in the words of who holds a lock.
+fn run_as(command: &str) -> String {
+    format!("(lockstep {command})")
 }
 
 /// Checks whether all that hold the file's lock are in [`Lock::is_held`], or here.

@@ -138,7 +138,7 @@ impl State {
     /// [`Error::Locked`] with its holder; when the command was interrupted.
     pub fn lock_before_prune(&self, command: &str) -> Result<Lock> {
         let refused = match self.lock(command) {
-            Err(refused) if is_by_prune(&refused) => refused,
+            Err(refused) if Lock::is_by(&refused, "prune") => refused,
             taken => return taken,
         };
         let Ok(_waiting) = Lock::take(&self.path("lock.waiting"), command) else {
@@ -150,7 +150,7 @@ impl State {
             std::thread::sleep(PAUSE);
             steps::reached("lock.waiting")?;
             match self.lock(command) {
-                Err(refused) if is_by_prune(&refused) && since.elapsed() < PATIENCE => {}
+                Err(refused) if Lock::is_by(&refused, "prune") && since.elapsed() < PATIENCE => {}
                 taken => return taken,
             }
         }
@@ -446,11 +446,6 @@ impl State {
     pub fn read_set_file(&self, manifest: &Manifest, name: &str) -> Result<Vec<u8>> {
         read_file_of(&self.set_directory(&manifest.set), manifest, name)
     }
-}
-
-/// Whether a prune has the lock.
-fn is_by_prune(error: &Error) -> bool {
-    matches!(error, Error::Locked { holder, .. } if holder.contains("(lockstep prune)"))
 }
 
 /// Reads a file of a set whose files are in `directory`, checked against the manifest's hash.
