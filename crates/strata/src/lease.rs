@@ -284,34 +284,47 @@ fn step(repository: &Repository, body: &Body, own: Option<u64>) -> Result<Step> 
         Err(error) if error.kind == crate::store::StoreErrorKind::AlreadyExists => false,
         Err(error) => return Err(error.into()),
     };
-    match newest(repository, &body.what)? {
-        Some(newest) if newest.token == body.token && newest.generation == body.generation => {
-            let mut older = generations(repository, &body.what)?;
-            older.retain(|generation| *generation < body.generation);
-            if own.is_some_and(|own| !older.contains(&own)) {
-                repository.store().delete(&path)?;
-                let (what, owner) = (body.what.clone(), "nobody".to_string());
-                return Err(Error::LeaseLost { what, owner });
-            }
-            // Older generations no longer matter. If deleting one fails, the next step does it: the oldest comes first,
-            // because a retention ends first for it.
-            older.sort_unstable();
-            for generation in older {
-                let path = self::path(repository, &body.what, generation);
-                if repository.store().delete(&path).is_err() {
-                    break;
+    for _ in 0..LOOKS {
+        match newest(repository, &body.what)? {
+            Some(newest) if newest.token == body.token && newest.generation == body.generation => {
+                let mut older = generations(repository, &body.what)?;
+                // A folder's listing can miss the highest: see below.
+                if older.iter().any(|generation| *generation > body.generation) {
+                    continue;
                 }
+                older.retain(|generation| *generation < body.generation);
+                if own.is_some_and(|own| !older.contains(&own)) {
+                    repository.store().delete(&path)?;
+                    let (what, owner) = (body.what.clone(), "nobody".to_string());
+                    return Err(Error::LeaseLost { what, owner });
+                }
+                delete_older(repository, &body.what, older);
+                return Ok(Step::Ours(newest));
             }
-            Ok(Step::Ours(newest))
-        }
-        Some(newest) => {
-            if is_written {
-                // A higher generation existed: this one came late.
-                repository.store().delete(&path)?;
+            Some(newest) => {
+                if is_written {
+                    // A higher generation existed: this one came late.
+                    repository.store().delete(&path)?;
+                }
+                return Ok(Step::Anothers { newest, is_written });
             }
-            Ok(Step::Anothers { newest, is_written })
+            // It has just been written, and so was a higher one, whose holder has deleted this one, after a folder's names
+            // were read and before each was looked at: those that are gone by then aren't listed.
+            None if is_written => {}
+            None => break,
         }
-        None => Err(Error::LeaseLost { what: body.what.clone(), owner: "nobody".to_string() }),
+    }
+    Err(Error::LeaseLost { what: body.what.clone(), owner: "nobody".to_string() })
+}
+
+/// Deletes generations that no longer matter. If deleting one fails, the next step does it: the oldest comes first,
+/// because a retention ends first for it.
+fn delete_older(repository: &Repository, what: &str, mut older: Vec<u64>) {
+    older.sort_unstable();
+    for generation in older {
+        if repository.store().delete(&path(repository, what, generation)).is_err() {
+            break;
+        }
     }
 }
 

@@ -1,12 +1,13 @@
 //! Leases: one holder, expiry, renewal and takeover, in spite of races.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::support::{folder_store, memory_store, repository};
 use strata::lease::Lease;
 use strata::store::testing::{Fault, Faulty};
-use strata::store::{Around, Storage, StoreError, StoreErrorKind, StoreResult};
+use strata::store::{Around, Listed, Storage, StoreError, StoreErrorKind, StoreResult};
 use strata::{Error, Repository};
 
 #[test]
@@ -252,6 +253,44 @@ fn where_nothing_can_be_deleted_a_step_tries_it_once() {
     }
     let tried = tried.load(Ordering::SeqCst);
     assert!(tried <= 150, "{tried} refusals for 150 steps");
+}
+
+/// A folder whose names were read before a step of another holder, and looked at after it: each listing lacks as many of
+/// the highest as are said here, and then none.
+struct Late(Arc<dyn Storage>, Arc<Mutex<VecDeque<usize>>>);
+
+impl Around for Late {
+    fn inner(&self) -> &dyn Storage {
+        self.0.as_ref()
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        let mut all = Vec::new();
+        self.0.list(prefix, &mut |listed| all.push(listed))?;
+        all.sort_by(|a, b| a.path.cmp(&b.path));
+        let gone = self.1.lock().unwrap().pop_front().unwrap_or(0);
+        all.truncate(all.len().saturating_sub(gone));
+        all.into_iter().for_each(each);
+        Ok(())
+    }
+}
+
+#[test]
+fn what_a_listing_lacks_gives_nobody_the_lease_and_takes_it_from_nobody() {
+    let (storage, lacking) = (memory_store(), Arc::new(Mutex::new(VecDeque::new())));
+    let late = repository(Arc::new(Late(storage.clone(), lacking.clone())));
+    let lacks = |how_many: &[usize]| lacking.lock().unwrap().extend(how_many);
+    let mut held = Lease::acquire(&late, "prune", "first", 60, 1000).unwrap();
+    (0..4).for_each(|_| held.renew(1000).unwrap());
+    // It sees no generation, takes the first, and then sees that one alone.
+    lacks(&[9, 1]);
+    let error = Lease::acquire(&late, "prune", "second", 60, 1000).unwrap_err();
+    assert!(matches!(&error, Error::Leased { owner, .. } if owner == "first"), "{error}");
+    held.renew(1000).unwrap();
+    // The next holder has deleted what was just written.
+    lacks(&[9]);
+    held.release(1001).unwrap();
+    Lease::acquire(&repository(storage), "prune", "second", 60, 1001).unwrap();
 }
 
 /// A disk that was unmounted leaves an empty folder, an older state has an older generation: neither is the storage in
