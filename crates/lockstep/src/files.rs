@@ -9,14 +9,15 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub(crate) mod opened;
 pub(crate) mod reserve;
 mod theirs;
 
+pub(crate) use theirs::loosen;
 pub use theirs::{
     copy_owned, copy_with_holes, create_owned_directory, let_group_enter, link, mode_within,
     open_log, read_as, reader_of, remove_owned, write_owned, write_secret,
 };
-pub(crate) use theirs::{loosen, open_theirs};
 
 use crate::error::{Error, Result};
 use crate::names::is_number;
@@ -217,25 +218,12 @@ fn assert_nothing_mounted(
 /// # Errors
 /// When something in it can't be removed, or is mounted.
 pub fn empty_directory(path: &Path) -> Result<()> {
-    let entries = match fs::read_dir(path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        other => other.map_err(Error::io("list", path))?,
-    };
+    if !path.exists() {
+        return Ok(());
+    }
     // The folder itself may be the root of a file system.
     assert_nothing_mounted(path, "emptied", |point, folder| point != folder)?;
-    for entry in entries {
-        let entry = entry.map_err(Error::io("list", path))?;
-        // A ZFS with `snapdir=visible` shows this in a dataset's root: nobody can remove it.
-        if entry.file_name() == ".zfs" {
-            continue;
-        }
-        if entry.file_type().map_err(Error::io("look at", entry.path()))?.is_dir() {
-            remove_tree(&entry.path())?;
-        } else {
-            remove_file(&entry.path())?;
-        }
-    }
-    Ok(())
+    opened::remove_in(path, |_| true)
 }
 
 /// Checks that a folder is empty.

@@ -11,7 +11,7 @@ use pgfiles::wal_name::WalSegment;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::kin::{self, Identity, Kin};
-use crate::repository::{self, Repository, known};
+use crate::repository::{self, Repository};
 use crate::set::manifest::Manifest;
 use crate::set::{notes, unread};
 
@@ -29,9 +29,8 @@ pub fn find(cx: &Context) -> Result<String> {
     let mut clusters = vec![Kin::of(&identity, &[])];
     let mut all = here.clone();
     for name in &cx.cluster.repositories {
-        let repository = repository::open(cx, name)?;
-        // The sets of the known one, which isn't there, need their WAL too.
-        known::assert_same(cx, &repository)?;
+        // If another one is in its place: the sets of the known one need their WAL too.
+        let repository = repository::open_known(cx, name)?;
         let (sets, damaged) = repository.sets()?;
         if let Some((set, error)) = damaged.into_iter().next() {
             if matches!(error, Error::Store { .. }) {

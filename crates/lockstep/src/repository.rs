@@ -129,6 +129,19 @@ pub fn open(cx: &Context, name: &str) -> Result<Repository> {
     Ok(Repository { name: name.to_owned(), config: config.clone(), id: format.id, strata })
 }
 
+/// Opens the repository `name`, if it is the one that this cluster knows under its name. What removes, or relies on,
+/// something because of what is there, or isn't, opens it so.
+///
+/// # Errors
+/// As [`open`]; [`Refusal::RepositoryAway`](crate::refusal::Refusal::RepositoryAway) when another one is in its place.
+pub fn open_known(cx: &Context, name: &str) -> Result<Repository> {
+    let repository = open(cx, name)?;
+    match known::of_this(cx, name).filter(|known| known.id != repository.id) {
+        Some(known) => Err(known.is_away(name, Some(repository.id))),
+        None => Ok(repository),
+    }
+}
+
 /// Opens the repository that the user means: the one named, or the cluster's only one.
 ///
 /// # Errors

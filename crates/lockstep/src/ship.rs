@@ -194,9 +194,8 @@ fn ship(
     beside: &mut Beside,
 ) -> Result<(Shipped, bool)> {
     let _lock = at_work::lock(cx, name, "ship")?;
-    let repository = repository::open(cx, name)?;
     // Nobody would look for the set in another one that happens to be in its place.
-    known::assert_same(cx, &repository)?;
+    let repository = repository::open_known(cx, name)?;
     let there = repository.read_if_there(manifest.set.as_str())?;
     if let Some(there) = &there
         && extent == Extent::Increment

@@ -17,6 +17,7 @@ use postgres::{Client, NoTls, Socket};
 use super::conninfo::Conninfo;
 use super::row::column;
 use super::text::Text;
+use super::waiting::LOOK;
 use super::{session, tls};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
@@ -29,9 +30,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a server that has taken the connection may take until it has let the user in: as long as PostgreSQL itself
 /// allows by default (authentication_timeout).
 const ANSWER: Duration = Duration::from_secs(60);
-
-/// How often to look for a signal meanwhile.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// How often connecting to a standby is tried if its replay ends the session.
 const CONNECT_TRIES: u32 = 5;

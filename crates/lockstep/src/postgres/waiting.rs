@@ -14,7 +14,7 @@ use postgres::{Client, NoTls};
 use crate::{steps, threads};
 
 /// How often to look for a signal.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// Runs `statement` over a connection without TLS, like the configured cluster's, and has the server cancel it once a
 /// signal has come.

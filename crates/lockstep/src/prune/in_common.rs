@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
-use crate::repository::{self, Repository, known};
+use crate::repository::{self, Repository};
 use crate::retention;
 use crate::set::notes;
 
@@ -33,11 +33,8 @@ pub(super) struct Asked {
 /// Asks every repository of the cluster.
 pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
     let ask = |name: &String| {
-        let there = repository::open(cx, name).and_then(|repository| {
-            // What another one in its place has says nothing about it.
-            known::assert_same(cx, &repository)?;
-            repository.ids()
-        });
+        // What another one in its place has says nothing about it.
+        let there = repository::open_known(cx, name).and_then(|repository| repository.ids());
         Asked { repository: name.clone(), there: there.map(BTreeSet::from_iter) }
     };
     cx.cluster.repositories.iter().map(ask).collect()

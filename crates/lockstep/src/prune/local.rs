@@ -451,13 +451,13 @@ impl Facts {
             (Some(_), _) if !named.is_empty() && !is_named(set) => {
                 Fate::Keep(vec![Reason::NotNamed])
             }
-            // Whoever named it is told why it is needed.
-            (Some(_), _) if is_named(set) && kept(all, set).is_some() => {
-                Fate::Keep(kept(all, set).unwrap_or_default())
-            }
-            (Some(why), _) if kept(all, set).is_some() => Fate::Left(why),
-            (Some(_), Some(why)) => Fate::Left(why),
-            (Some(_), None) => Fate::Remove,
+            (Some(why), way) => match (kept(all, set), way) {
+                // Whoever named it is told why it is needed.
+                (Some(reasons), _) if is_named(set) => Fate::Keep(reasons),
+                (Some(_), _) => Fate::Left(why),
+                (None, Some(why)) => Fate::Left(why),
+                (None, None) => Fate::Remove,
+            },
         };
         let mut entries: Vec<_> = self
             .sets

@@ -37,7 +37,7 @@ use crate::repository::kin::{self, Identity, Kin};
 use crate::repository::lease::Held;
 use crate::repository::seen;
 use crate::repository::shipped::FILES_IMAGE;
-use crate::repository::{self, Repository, Shipped, known, of_strata, twice};
+use crate::repository::{self, Repository, Shipped, of_strata, twice};
 use crate::retention::{self, Candidate, Decision, Policy, Reason};
 use crate::set::at_work;
 use crate::set::branches::{Branches, Member};
@@ -104,9 +104,8 @@ pub(super) fn prune(
         true => None,
         false => Some(at_work::lock(cx, name, "prune")?),
     };
-    let repository = repository::open(cx, name)?;
     // The policy is that of the known one.
-    known::assert_same(cx, &repository)?;
+    let repository = repository::open_known(cx, name)?;
     // Before the lease: on this host a repository is locked by its name, and this would be another one's lease.
     if let Some(other) = twice::other_name(cx, &repository) {
         return Err(twice::refusal(&repository, other));

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use strata::store::Store;
 
-use super::{Format, Repository, format, init, seen};
+use super::{Format, format, init, seen};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::files;
@@ -67,18 +67,6 @@ pub fn of_this(cx: &Context, name: &str) -> Option<Known> {
     let Some(id) = read(&path(cx, name)) else { return seen };
     let newest = seen.filter(|seen| seen.id == id).and_then(|seen| seen.newest);
     Some(Known { id, newest })
-}
-
-/// Checks that an opened repository is the one that this cluster knows under its name. What removes something because
-/// of what is there, or isn't, has to ask.
-///
-/// # Errors
-/// [`Refusal::RepositoryAway`] when it is another one.
-pub fn assert_same(cx: &Context, repository: &Repository) -> Result<()> {
-    match of_this(cx, &repository.name).filter(|known| known.id != repository.id) {
-        Some(known) => Err(known.is_away(&repository.name, Some(repository.id.clone()))),
-        None => Ok(()),
-    }
 }
 
 /// Writes down which repository it is, whatever was known before.

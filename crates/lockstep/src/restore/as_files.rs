@@ -31,6 +31,7 @@ use rustix::fs::Mode;
 use super::owners::Owners;
 use super::placement::FolderElsewhere;
 use crate::error::{Error, Result};
+use crate::files::opened;
 use crate::repository::Repository;
 use crate::repository::tree::ImageTree;
 use crate::steps;
@@ -116,9 +117,9 @@ pub(super) fn remove(directory: &Path, path: &Path) -> Result<u64> {
     let steps: Vec<&[u8]> = steps.iter().map(OsStrExt::as_bytes).collect();
     let Some((name, way)) = steps.split_last() else { return Ok(0) };
     let failed = |e: rustix::io::Errno| Error::io("remove", path)(e.into());
-    let top = rustix::fs::open(directory, place::FOLDER, Mode::empty()).map_err(failed)?;
+    let top = rustix::fs::open(directory, opened::FOLDER, Mode::empty()).map_err(failed)?;
     let folder = place::descend(&top, way).map_err(failed)?;
-    place::remove(&folder, name).map_err(failed)
+    opened::remove(&folder, name).map_err(failed)
 }
 
 /// Restores a volume; leaves its pg_control under a temporary name.

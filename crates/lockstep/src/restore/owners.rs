@@ -16,11 +16,12 @@ use std::path::Path;
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::io::Errno;
 
-use super::as_files::place::{FILE, FOLDER, is_mounted, list};
+use super::as_files::place::FILE;
 use super::build::Build;
 use super::placement::PlacedVolume;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::files::opened::{FOLDER, is_mounted, list};
 use crate::process::Credentials;
 use crate::repository::tree::ImageTree;
 use crate::steps;

@@ -17,14 +17,11 @@ use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::tablespace_map::TablespaceMap;
 use pgfiles::wal_name::{WalSegment, is_backup_history};
 
-use rustix::io::Errno;
-
-use super::as_files::place;
 use super::build::Build;
 use super::placement::Placement;
 use super::{choice, control, prepared};
 use crate::error::{Error, Result};
-use crate::files;
+use crate::files::{self, opened};
 use crate::plan::strategy::Strategy;
 use crate::postgres::classify::STATE;
 use crate::postgres::instance::{self, path_bytes};
@@ -106,7 +103,7 @@ fn turn_links(build: &Build) -> Result<()> {
         let link = placement.data.join("pg_wal");
         // Below the former mount there may be an older copy of pg_wal, from before it was mounted.
         if !link.is_symlink() {
-            remove_in(&link, |_| true)?;
+            opened::remove_in(&link, |_| true)?;
         }
         unlink(&link)?;
         files::link(&link, target)?;
@@ -142,7 +139,7 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
             files::remove_owned(&path)?;
             files::create_owned_directory(&path, owner)?;
         }
-        remove_in(&path, |_| true)?;
+        opened::remove_in(&path, |_| true)?;
     }
     remove_named(&data.join("global"), b"pg_internal.init")?;
     remove_named(&data.join("base"), b"pgsql_tmp")?;
@@ -165,20 +162,7 @@ fn remove_named(folder: &Path, prefix: &[u8]) -> Result<()> {
     if !is_folder(folder) {
         return Ok(());
     }
-    remove_in(folder, |name| name.starts_with(prefix))
-}
-
-/// Removes what is in a folder and `goes`, with everything below it; a missing folder is fine. Nothing is removed where
-/// something is mounted.
-pub(super) fn remove_in(path: &Path, goes: impl Fn(&[u8]) -> bool) -> Result<()> {
-    let Some(folder) = files::open_theirs(path)? else { return Ok(()) };
-    let failed = |errno: Errno| Error::io("remove what is in", path)(errno.into());
-    // A ZFS with `snapdir=visible` shows this in a dataset's root: nobody can remove it.
-    let mut names = place::list(&folder).map_err(failed)?.into_iter();
-    names.try_for_each(|name| match name != b".zfs" && goes(&name) {
-        true => place::remove(&folder, &name).map(drop).map_err(failed),
-        false => Ok(()),
-    })
+    opened::remove_in(folder, |name| name.starts_with(prefix))
 }
 
 fn folders(folder: &Path) -> Result<Vec<PathBuf>> {
@@ -204,7 +188,7 @@ fn place_wal(build: &Build, owner: Option<Credentials>) -> Result<()> {
     let place =
         |name: &String| files::copy_owned(&from.join(name), &pg_wal.join(name), mode, owner);
     if wal.stored == WalStored::Files {
-        remove_in(pg_wal, |name| !is_folder(&pg_wal.join(OsStr::from_bytes(name))))?;
+        opened::remove_in(pg_wal, |name| !is_folder(&pg_wal.join(OsStr::from_bytes(name))))?;
         return wal.segments.iter().filter(|name| !wal.archived.contains(name)).try_for_each(place);
     }
     remove_backup_histories(pg_wal)?;
@@ -248,7 +232,7 @@ fn check_end(build: &Build) -> Result<()> {
 /// (CleanupBackupHistory in xlog.c, XLogArchiveCheckDone in xlogarchive.c), and an archive_command that doesn't
 /// overwrite would never get past them.
 fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
-    remove_in(pg_wal, |name| std::str::from_utf8(name).is_ok_and(is_backup_history))
+    opened::remove_in(pg_wal, |name| std::str::from_utf8(name).is_ok_and(is_backup_history))
 }
 
 /// Changes pg_control as the strategy needs it.
@@ -450,11 +434,13 @@ pub(super) fn correct_links(data: &Path, moved: &[(PathBuf, PathBuf)]) -> Result
 /// Returns where a link should lead. A tablespace may have been made again in the same folder by another path to it,
 /// over a symbolic link: recovery wrote to what was shown there, whatever the path.
 fn moved_to(target: &Path, moved: &[(PathBuf, PathBuf)]) -> Option<PathBuf> {
-    let is_right = moved.iter().any(|(_, new)| new == target);
     if let Some((_, new)) = moved.iter().find(|(old, _)| old == target) {
         return Some(new.clone());
     }
-    let target = std::fs::canonicalize(target).ok().filter(|_| !is_right)?;
+    if moved.iter().any(|(_, new)| new == target) {
+        return None;
+    }
+    let target = std::fs::canonicalize(target).ok()?;
     let real = moved.iter().filter_map(|(old, new)| Some((std::fs::canonicalize(old).ok()?, new)));
     let around = real.filter(|(old, _)| target.starts_with(old));
     // One may be in the folder of another.

@@ -14,9 +14,10 @@ use rustix::io::Errno;
 use sendstream::zpl::{FileType, Run};
 
 use super::Volume;
-use super::place::{FILE, Root, descend, list, remove};
+use super::place::{FILE, Root, descend};
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
+use crate::files::opened::{list, remove};
 use crate::steps;
 
 /// What was found while the names were made.

@@ -8,16 +8,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, FileType, Mode, OFlags, StatxAttributes, StatxFlags};
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 use super::plan::{File, Plan};
 use crate::error::{Error, Result};
+use crate::files::opened::FOLDER;
 use crate::restore::placement::{FolderElsewhere, place_of};
 
-/// Opens a folder, and nothing else.
-pub(in crate::restore) const FOLDER: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 /// Combined with other flags: opens the file itself, and doesn't wait for a pipe's other end.
 pub(in crate::restore) const FILE: OFlags =
     OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC).union(OFlags::NOCTTY);
@@ -114,60 +112,4 @@ impl<'a> Folders<'a> {
         };
         Ok(&self.last.insert((folder, fd)).1)
     }
-}
-
-/// Removes a name and, if it is a folder, everything below it; returns how many names were removed. Links are
-/// removed, never followed, and nothing is removed where something is mounted.
-pub(in crate::restore) fn remove(folder: impl AsFd, name: &[u8]) -> rustix::io::Result<u64> {
-    let folder = folder.as_fd();
-    let name = OsStr::from_bytes(name);
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) => return Ok(1),
-        Err(Errno::NOENT) => return Ok(0),
-        // The error for a folder differs from system to system.
-        Err(errno) => {
-            let stat = rustix::fs::statat(folder, name, AtFlags::SYMLINK_NOFOLLOW)?;
-            if FileType::from_raw_mode(stat.st_mode) != FileType::Directory {
-                return Err(errno);
-            }
-        }
-    }
-    let mut count = 1;
-    let inner = rustix::fs::openat(folder, name, FOLDER, Mode::empty())?;
-    if is_mounted(folder, &inner)? {
-        return Err(Errno::BUSY);
-    }
-    for entry in list(&inner)? {
-        count += remove(&inner, &entry)?;
-    }
-    rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR)?;
-    Ok(count)
-}
-
-/// Whether something is mounted on `inner`, a folder in `outer`. It may be of the same file system (a bind mount),
-/// which kernels from 5.8 on report.
-pub(in crate::restore) fn is_mounted(
-    outer: impl AsFd,
-    inner: impl AsFd,
-) -> rustix::io::Result<bool> {
-    let root = StatxAttributes::MOUNT_ROOT;
-    match rustix::fs::statx(&inner, c"", AtFlags::EMPTY_PATH, StatxFlags::empty()) {
-        Ok(found) if found.stx_attributes_mask.contains(root) => {
-            Ok(found.stx_attributes.contains(root))
-        }
-        _ => Ok(rustix::fs::fstat(outer)?.st_dev != rustix::fs::fstat(inner)?.st_dev),
-    }
-}
-
-/// Returns the names in a folder.
-pub(in crate::restore) fn list(folder: impl AsFd) -> rustix::io::Result<Vec<Vec<u8>>> {
-    let mut names = Vec::new();
-    for entry in rustix::fs::Dir::read_from(folder)? {
-        let entry = entry?;
-        let name = entry.file_name().to_bytes();
-        if !matches!(name, b"." | b"..") {
-            names.push(name.to_vec());
-        }
-    }
-    Ok(names)
 }

@@ -15,7 +15,7 @@ use crate::postgres::{instance, wal};
 use crate::process::{Credentials, Program};
 use crate::refusal::Refusal;
 use crate::restore::build::Build;
-use crate::restore::{control, tree};
+use crate::restore::control;
 use crate::set::manifest::SetPart;
 use crate::volume::mounts::Mounts;
 
@@ -111,7 +111,7 @@ fn forget_older(folder: &Path) -> Result<()> {
         path.file_name().is_none_or(|name| !name.as_encoded_bytes().starts_with(b"PG_"))
     };
     match files::list(folder)?.iter().find(strange) {
-        None => tree::remove_in(folder, |_| true),
+        None => files::opened::remove_in(folder, |_| true),
         Some(path) => Err(Refusal::NotAnOlderRestore {
             path: folder.to_path_buf(),
             holds: format!("\"{}\", which isn't part of a tablespace", path.display()),
