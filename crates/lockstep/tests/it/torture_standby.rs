@@ -106,9 +106,8 @@ impl Arena {
         let pause = Duration::from_millis(random.u64(20..400));
         let set = thread::scope(|scope| {
             scope.spawn(|| self.force_restartpoints(&stop, pause));
-            let set = lockstep.backup(strategy);
-            stop.store(true, Ordering::Relaxed);
-            set
+            let _stops = Stops(&stop);
+            lockstep.backup(strategy)
         });
         assert_eq!(set.strategy, strategy, "{}", set.json);
         assert!(set.floor_lsn.is_some(), "a standby's set always knows its end: {}", set.json);
@@ -148,6 +147,15 @@ impl Arena {
             self.standby.restartpoint();
             thread::sleep(pause);
         }
+    }
+}
+
+/// Ends the restartpoints, also when the backup fails: the scope waits for their thread before the test can say why.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

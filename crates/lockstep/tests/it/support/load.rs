@@ -363,25 +363,30 @@ impl Churn {
     }
 }
 
-/// The template of the database churn: it has some tables of its own and is never written to again, not even by
-/// autovacuum, which finds everything done. What is written to a template during a backup may get into databases that
-/// were copied from it before (PostgreSQL's own caveat, see `docs/consistency.md`).
+/// The template of the database churn: it has some tables of its own and is never written to again. What is written to
+/// a template during a backup may get into databases that were copied from it before (PostgreSQL's own caveat, see
+/// `docs/consistency.md`). Nobody has ever connected to it, for then autovacuum would: on its visits it vacuums what the
+/// last ANALYZE left, and notes there what it finds in the shared catalogs, which the churn keeps changing
+/// (`do_start_worker` in `autovacuum.c` passes over a database without statistics).
 #[track_caller]
 fn prepare_template(cluster: &Cluster) {
     let there =
         cluster.column("postgres", "SELECT 1 FROM pg_database WHERE datname = 'churn_template'");
     if there.is_empty() {
-        cluster.execute(&["CREATE DATABASE churn_template"]);
+        cluster.execute(&["CREATE DATABASE churn_origin"]);
         let made = "CREATE TABLE t AS SELECT i, md5(i::text) AS m FROM generate_series(1, 5000) AS i; CREATE INDEX ON t (m)";
         cluster
-            .connect("churn_template")
+            .connect("churn_origin")
             .batch_execute(made)
             .expect("the template's table can be made");
         cluster
-            .connect("churn_template")
+            .connect("churn_origin")
             .batch_execute("VACUUM (FREEZE, ANALYZE)")
             .expect("the template can be vacuumed");
-        cluster.execute(&["ALTER DATABASE churn_template IS_TEMPLATE true"]);
+        cluster.execute(&[
+            "CREATE DATABASE churn_template TEMPLATE churn_origin IS_TEMPLATE true",
+            "DROP DATABASE churn_origin",
+        ]);
     }
 }
 
