@@ -226,6 +226,7 @@ class Header:
         need(raw[0] == 1, "header's form", raw[0])
         self.order = ">" if raw[1] & 1 else "<"
         self.knows_spills = bool(raw[1] & 2)
+        self.ends_spill = bool(raw[1] & 4)
         numbers = struct.unpack("<IIIIBBBB", raw[2:22])
         self.type, self.bonus_type, self.block, self.bonus_length, _, _, slots, self.flags = numbers
         self.slots = max(slots, 1)
@@ -354,6 +355,8 @@ class Image:
                     spill_counts = spill_counts and keeps_spill
             if row and spill is None and spill_counts:
                 spill = row["spill"]
+            if row and row["header"] is not None and self.has_headers and found.ends_spill:
+                spill_counts = spill_counts and header.knows_spills
             for extent in layer.extents.get(number, ()):
                 length = extent["length"]
                 parts.add(extent["offset"], END if length == END else extent["offset"] + length, extent)

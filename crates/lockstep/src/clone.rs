@@ -19,8 +19,8 @@ use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
-use crate::postgres::instance;
 use crate::postgres::target::{Action, Recovery};
+use crate::postgres::{instance, recovery};
 use crate::process;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
@@ -239,12 +239,11 @@ fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
         ("synchronous_standby_names".to_owned(), String::new()),
         // A subscription of the original would continue here, and take changes away from it.
         ("max_logical_replication_workers".to_owned(), "0".to_owned()),
-        // pg_cron connects to where its table says: to the original, which would run each job twice.
-        ("cron.launch_active_jobs".to_owned(), "off".to_owned()),
         ("logging_collector".to_owned(), "off".to_owned()),
         ("log_destination".to_owned(), "stderr".to_owned()),
         ("listen_addresses".to_owned(), "localhost".to_owned()),
     ];
+    settings.extend(recovery::no_jobs());
     settings.extend(cx.cluster.clones.settings.clone());
     settings
 }

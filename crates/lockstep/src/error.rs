@@ -349,6 +349,9 @@ fn io_hint(kind: std::io::ErrorKind, is_root: bool) -> Option<&'static str> {
         ErrorKind::ReadOnlyFilesystem => Some(
             "mount it for writing (of a dataset: `zfs set readonly=off`), or name another folder",
         ),
+        ErrorKind::ResourceBusy => Some(
+            "look at `findmnt -A` for what is mounted there or below it: nothing behind a mount is removed",
+        ),
         _ => None,
     }
 }
@@ -416,6 +419,12 @@ mod tests {
             Error::Locked { what: "c".into(), holder: "h".into(), is_lease }.hint().unwrap()
         };
         assert!(!locked(false).contains("lease") && locked(true).contains("lease"));
+    }
+
+    #[test]
+    fn who_meets_a_mount_is_told_to_look_for_it() {
+        let busy = Error::io("remove", "/srv/pg/log")(rustix::io::Errno::BUSY.into());
+        assert!(busy.hint().unwrap().contains("findmnt"));
     }
 
     #[test]

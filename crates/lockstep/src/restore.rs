@@ -56,6 +56,7 @@ use crate::postgres::instance;
 use crate::refusal::Refusal;
 use crate::repository;
 use crate::repository::Shipped;
+use crate::repository::harm;
 use crate::repository::kin::{Identity, Kin};
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
@@ -275,8 +276,9 @@ fn prepare<'a>(
         },
     )?;
     beforehand::check(cx, request.what.below(), &source, &placement, &there)?;
-    if matches!(source, Source::Snapshots) {
-        check_space(cx, &placement)?;
+    match &source {
+        Source::Snapshots => check_space(cx, &placement)?,
+        Source::Repository(from) => check_whole(cx, from, &placement)?,
     }
     if request.start {
         // It becomes a word of the server's command line, which is UTF-8.
@@ -334,6 +336,25 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
         shipped,
     };
     Ok((from.shipped.manifest.clone(), Source::Repository(Box::new(from))))
+}
+
+/// Checks, before a finished older restore is changed, that the repository has all that the set needs: otherwise that
+/// restore would be lost, and nothing could complete it.
+fn check_whole(cx: &Context, from: &FromRepository, placement: &Placement) -> Result<()> {
+    if !from.delta || !control::is_in_place(&placement.data) {
+        return Ok(());
+    }
+    let memory = harm::memory(cx, &from.repository);
+    let harmed = harm::of_sets(&from.repository, &memory, &[&from.shipped])?;
+    let Some(harm) = harmed.into_iter().next() else { return Ok(()) };
+    Err(Error::failed(format!(
+        "set {} isn't whole in repository {}: {}. What is in \"{}\" was not changed",
+        harm.set,
+        from.repository.name,
+        harm.why,
+        placement.directory.display()
+    ))
+    .with_hint(format!("{}; or restore another set", harm::hint(&from.repository.name))))
 }
 
 /// Refuses a set with raw volumes: what is stored raw can only be received as a whole.

@@ -17,17 +17,19 @@ use crate::error::{Error, Result};
 /// Opens a folder, and nothing else.
 pub(crate) const FOLDER: OFlags =
     OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
+
 /// Removes what is in a folder and `goes`, with everything below it; a missing folder is fine. Nothing is removed where
 /// something is mounted.
 pub(crate) fn remove_in(path: &Path, goes: impl Fn(&[u8]) -> bool) -> Result<()> {
     let Some(folder) = open_theirs(path)? else { return Ok(()) };
-    let failed = |errno: Errno| Error::io("remove what is in", path)(errno.into());
+    let names = list(&folder).map_err(|errno| Error::io("list", path)(errno.into()))?;
     // A ZFS with `snapdir=visible` shows this in a dataset's root: nobody can remove it.
-    let mut names = list(&folder).map_err(failed)?.into_iter();
-    names.try_for_each(|name| match name != b".zfs" && goes(&name) {
-        true => remove(&folder, &name).map(drop).map_err(failed),
-        false => Ok(()),
-    })
+    for name in names.into_iter().filter(|name| name != b".zfs" && goes(name)) {
+        let failed =
+            |errno: Errno| Error::io("remove", path.join(OsStr::from_bytes(&name)))(errno.into());
+        remove(&folder, &name).map_err(failed)?;
+    }
+    Ok(())
 }
 
 /// Removes a name and, if it is a folder, everything below it; returns how many names were removed. Links are

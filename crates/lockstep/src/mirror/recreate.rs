@@ -158,7 +158,7 @@ fn refuse_promoted(record: &Record) -> Result<()> {
     refuse(
         format!("mirror \"{name}\" was promoted: what was written to it since is nowhere else"),
         format!(
-            "if somebody may need that, take a set of it first, which stays: {} backup; then `{} mirror recreate {name} --discard-writes` makes it a standby again",
+            "if somebody may need that, take a set of it first, which stays: {0} backup; then `{1} mirror recreate {name} --discard-writes` makes it a standby again. While that set is there, it is the latest, and later ones count as left behind: get what you need out of it, and remove it with {0} prune --local --set ID",
             lockstep_of(name.as_str()),
             program()
         ),

@@ -164,7 +164,7 @@ impl Verdict {
                 format!("{lockstep} mirror recreate {name}")
             }
             Self::Promoted => format!(
-                "if somebody may need what was written to it since, take a set of it first: {} backup; then {lockstep} mirror recreate {name} --discard-writes",
+                "if somebody may need what was written to it since, take a set of it first: {0} backup; then {lockstep} mirror recreate {name} --discard-writes. While that set is there, it is the latest, and later ones count as left behind: get what you need out of it, and remove it with {0} prune --local --set ID",
                 crate::context::lockstep_of(name)
             ),
             Self::SlotGone | Self::SlotIdle(_) => format!(
@@ -495,6 +495,7 @@ mod tests {
         assert_eq!(promoted, Verdict::Promoted);
         let hint = promoted.hint("m", |_| true).unwrap();
         assert!(hint.contains("--cluster m backup") && hint.contains("--discard-writes"), "{hint}");
+        assert!(hint.contains("--cluster m prune --local --set"), "{hint}");
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
         let starting =

@@ -143,6 +143,17 @@ pub fn staying(text: &[u8], data: &Path) -> Vec<u8> {
 /// If it is 0, no subscription is active.
 pub const NO_WORKERS: &str = "max_logical_replication_workers";
 
+/// Settings with which pg_cron doesn't connect to where its table says: to the original, which would run each job
+/// twice. Its versions before 1.6 don't know the first; with the second they run the jobs in their own server, instead
+/// of connecting anywhere. A server without pg_cron takes both as they are.
+const NO_JOBS: [(&str, &str); 2] =
+    [("cron.launch_active_jobs", "off"), ("cron.use_background_workers", "on")];
+
+/// Returns the settings with which pg_cron leaves the original alone.
+pub fn no_jobs() -> impl Iterator<Item = (String, String)> {
+    NO_JOBS.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()))
+}
+
 const MARK: &str = "# written by lockstep restore:";
 
 /// Settings that a restored cluster keeps: its port, no archiving into the old archive, and its own pid file

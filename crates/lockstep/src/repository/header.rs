@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0      1: the form
-//! 1      1: big-endian; 2: the sender knew the spill flags (OpenZFS 0.8 and later)
+//! 1      1: big-endian; 2: the sender knew the spill flags (OpenZFS 0.8 and later); 4: no older spill counts
 //! 2..18  type, bonus type, block size, bonus length: 32 bits each, little-endian
 //! 18     checksum, compression, dnode slots, flags: 8 bits each
 //! 22..   the bonus
@@ -19,6 +19,7 @@ use strata::fold::{Heritage, Rules};
 const FORM: u8 = 1;
 const BIG_ENDIAN: u8 = 1;
 const SPILL_FLAGS: u8 = 2;
+const ENDS_SPILL: u8 = 4;
 /// Where the bonus begins.
 const BONUS: usize = 22;
 
@@ -33,6 +34,8 @@ pub struct ObjectHeader {
     pub order: ByteOrder,
     /// Whether the spill flags can be relied on.
     pub has_spill_flags: bool,
+    /// Whether no spill of an older delta counts: a merge has taken in a header that ended it.
+    pub ends_spill: bool,
 }
 
 impl ObjectHeader {
@@ -43,7 +46,8 @@ impl ObjectHeader {
         let mut bytes = Vec::with_capacity(BONUS + self.bonus.len());
         let order = if self.order == ByteOrder::Big { BIG_ENDIAN } else { 0 };
         let flags = if self.has_spill_flags { SPILL_FLAGS } else { 0 };
-        bytes.extend([FORM, order | flags]);
+        let ends = if self.ends_spill { ENDS_SPILL } else { 0 };
+        bytes.extend([FORM, order | flags | ends]);
         for number in [object.kind, object.bonus_type, object.block_size, object.bonus_len] {
             bytes.extend(number.to_le_bytes());
         }
@@ -56,7 +60,7 @@ impl ObjectHeader {
     #[must_use]
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let [form, flags] = *bytes.first_chunk::<2>()?;
-        if form != FORM || flags & !(BIG_ENDIAN | SPILL_FLAGS) != 0 {
+        if form != FORM || flags & !(BIG_ENDIAN | SPILL_FLAGS | ENDS_SPILL) != 0 {
             return None;
         }
         let number = |at: usize| {
@@ -88,6 +92,7 @@ impl ObjectHeader {
             bonus,
             order: if flags & BIG_ENDIAN != 0 { ByteOrder::Big } else { ByteOrder::Little },
             has_spill_flags: flags & SPILL_FLAGS != 0,
+            ends_spill: flags & ENDS_SPILL != 0,
         })
     }
 
@@ -110,16 +115,23 @@ impl Rules for StreamRules {
         else {
             return Heritage::Dropped;
         };
-        // Without the flags, an object whose properties change loses its spill block.
+        // Without the flags, an object whose properties change loses its spill block. The header says so from there on: a
+        // merge drops the older one, and the properties may be back in the newer.
         let same = |object: &Object| (object.bonus_type, object.bonus_len, object.block_size);
-        let spill = new.has_spill_flags || same(&old.object) == same(&new.object);
+        let spill =
+            new.has_spill_flags || !new.ends_spill && same(&old.object) == same(&new.object);
+        let ends_spill = !new.has_spill_flags && (old.ends_spill || !spill);
         match fold::heritage((&old.object, &old.bonus), (&new.object, &new.bonus), new.order) {
             fold::Heritage::Dropped => Heritage::Dropped,
-            fold::Heritage::Kept => Heritage::Kept { header: None, spill },
+            fold::Heritage::Kept => {
+                let ended = (ends_spill && !new.ends_spill)
+                    .then(|| ObjectHeader { ends_spill, ..new }.to_bytes());
+                Heritage::Kept { header: ended, spill }
+            }
             fold::Heritage::KeptInBlocksOf(size) => {
                 let block_size = new.object.block_size.min(size);
                 let object = Object { block_size, ..new.object };
-                let header = ObjectHeader { object, ..new }.to_bytes();
+                let header = ObjectHeader { object, ends_spill, ..new }.to_bytes();
                 Heritage::Kept { header: Some(header), spill }
             }
         }
@@ -166,6 +178,7 @@ mod tests {
             bonus: (0..264_u32).map(|n| n as u8).collect(),
             order: ByteOrder::Big,
             has_spill_flags: true,
+            ends_spill: false,
         }
     }
 
@@ -187,7 +200,7 @@ mod tests {
     #[test]
     fn what_it_does_not_know_is_refused() {
         let mut bytes = header().to_bytes().to_vec();
-        bytes[1] |= 4;
+        bytes[1] |= 8;
         assert_eq!(ObjectHeader::parse(&bytes), None);
         bytes[..2].copy_from_slice(&[2, 0]);
         assert_eq!(ObjectHeader::parse(&bytes), None);
@@ -206,6 +219,18 @@ mod tests {
         assert_eq!(kept(&without), Some(true));
         without.object.bonus_len = 264;
         assert_eq!(kept(&without), Some(false));
+        // A merge of the last two says the same.
+        let back = ObjectHeader { has_spill_flags: false, ..header() };
+        let merged = match rules.heritage(&without.to_bytes(), &back.to_bytes()) {
+            Heritage::Kept { header: Some(merged), spill: false } => merged,
+            other => panic!("{other:?}"),
+        };
+        let merged = ObjectHeader::parse(&merged).unwrap();
+        assert_eq!(kept(&merged), Some(false), "what was ended in between stays ended");
+        assert_eq!(merged, ObjectHeader { ends_spill: true, ..back.clone() });
+        // What lies below a merge is ended by it, its own spill isn't.
+        let ended = Heritage::Kept { header: Some(merged.to_bytes()), spill: true };
+        assert_eq!(rules.heritage(&merged.to_bytes(), &back.to_bytes()), ended);
         let mut another = header();
         another.bonus[64] ^= 1;
         assert_eq!(kept(&another), None, "another generation is another file");

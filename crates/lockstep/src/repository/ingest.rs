@@ -99,6 +99,7 @@ pub fn ingest<R: Read>(
             bonus: change.bonus.clone(),
             order: begin.order,
             has_spill_flags: begin.has_spill_flags(),
+            ends_spill: false,
         });
         let announced = Announced { object, header: header.as_ref(), tail: change.tail };
         let content = visitor.object(&announced)?;

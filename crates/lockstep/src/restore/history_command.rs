@@ -16,6 +16,7 @@ use pgfiles::lsn::TimelineId;
 
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::lock::{Lock, LockError};
 use crate::process::{self, CommandError, Program, wait_timeout};
 use crate::steps;
 use crate::{files, names};
@@ -61,12 +62,12 @@ pub(super) fn fetch_file<T>(
     let folder = Folder::make(Path::new(PLACE)).map_err(|error| {
         error.with_hint("what restore_command delivers is put there; name the set, and nothing has to be asked beforehand")
     })?;
-    let inside = folder.0.join("history");
+    let inside = folder.path.join("history");
     files::create_owned_directory(&inside, user)?;
     let path = inside.join(name);
     let text = expanded(command, name, &path);
     let shell = Program::new("/bin/sh").args(["-c", &text]).as_user(user).current_dir(&inside);
-    match run(&shell, &folder.0.join("said"), name)? {
+    match run(&shell, &folder.path.join("said"), name)? {
         Ok(()) => {}
         Err(error) if says_no(&error) => return Ok(None),
         Err(error) => {
@@ -145,8 +146,12 @@ fn expanded(command: &str, name: &str, path: &Path) -> String {
     text + rest
 }
 
-/// A folder that is removed after use.
-struct Folder(PathBuf);
+/// A folder that is removed after use. It is locked meanwhile: to a container that shares /tmp with the host, the other's
+/// processes look dead.
+struct Folder {
+    path: PathBuf,
+    _lock: Lock,
+}
 
 impl Folder {
     fn make(place: &Path) -> Result<Self> {
@@ -157,7 +162,10 @@ impl Folder {
             let process = name.to_str().and_then(|name| name.strip_prefix(FOLDER));
             let process = process.and_then(|name| name.split('-').next());
             let is_dead = process.is_some_and(|process| !Path::new("/proc").join(process).exists());
-            if is_dead && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own) {
+            if is_dead
+                && entry.metadata().is_ok_and(|found| found.is_dir() && found.uid() == own)
+                && let Ok(_lock) = Lock::of_folder(&entry.path())
+            {
                 files::remove_tree(&entry.path())?;
             }
         }
@@ -166,16 +174,20 @@ impl Folder {
         // Others may enter it, but not write into it.
         let mut builder = std::fs::DirBuilder::new();
         builder.mode(0o700).create(&path).map_err(Error::io("create", &path))?;
-        let folder = Self(path);
+        let lock = Lock::of_folder(&path).map_err(|error| match error {
+            LockError::Held(_) => Error::failed(format!("\"{}\" was just removed", path.display())),
+            LockError::Failed(error) => error,
+        })?;
+        let folder = Self { path, _lock: lock };
         let open = std::fs::Permissions::from_mode(0o711);
-        std::fs::set_permissions(&folder.0, open).map_err(Error::io("open", &folder.0))?;
+        std::fs::set_permissions(&folder.path, open).map_err(Error::io("open", &folder.path))?;
         Ok(folder)
     }
 }
 
 impl Drop for Folder {
     fn drop(&mut self) {
-        if let Err(error) = files::remove_tree(&self.0) {
+        if let Err(error) = files::remove_tree(&self.path) {
             tracing::warn!(error = %error.chain(), "a folder stays for the next start to remove");
         }
     }
@@ -198,15 +210,18 @@ mod tests {
         let place = tempfile::tempdir().unwrap();
         // No process id exceeds 2^22.
         let (dead, alive) = (format!("{FOLDER}9999999-ab12"), format!("{FOLDER}1-ab12"));
-        for name in [&dead, &alive, "restore-ab12"] {
+        let unseen = format!("{FOLDER}9999998-ab12");
+        for name in [&dead, &alive, &unseen, "restore-ab12"] {
             std::fs::create_dir_all(place.path().join(name).join("x")).unwrap();
         }
+        let _held = Lock::of_folder(&place.path().join(&unseen)).unwrap();
         let own = Folder::make(place.path()).unwrap();
-        let path = own.0.clone();
+        let path = own.path.clone();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o711);
         drop(own);
         assert!(!place.path().join(&dead).exists() && !path.exists());
         assert!(place.path().join(&alive).exists());
+        assert!(place.path().join(&unseen).exists(), "its process is in another container");
         assert!(place.path().join("restore-ab12").exists());
     }
 

@@ -131,6 +131,8 @@ fn recover_at_last(
             tracing::info!("consistent with the last record of the WAL: recovery ends there");
             whole_pages::verify(build, server)?;
             build.recovery.target = Target::End;
+            // It has begun to recover: a cold set too goes on with recovery.signal, which needs a restore_command.
+            build.recovery.set_is_shut_down = false;
             // What the archive has received meanwhile lies after that point.
             build.recovery.restore_command = None;
         } else if !raise(build, server, before)
@@ -312,8 +314,7 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
     .to_vec();
     if moves_out {
         options.push((recovery::NO_WORKERS.into(), "0".into()));
-        // pg_cron connects to where its table says: to the original, which would run each job twice.
-        options.push(("cron.launch_active_jobs".into(), "off".into()));
+        options.extend(recovery::no_jobs());
     }
     if major.is_some_and(|major| major >= 14) {
         // A snapshot's content is on disk: opening and syncing each file would take time in proportion to the
@@ -321,4 +322,26 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
         options.push(("recovery_init_sync_method".into(), "syncfs".into()));
     }
     options
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_moves_out_leaves_the_original_alone() {
+        let value = |moves_out, name: &str| {
+            let options = first_options(Path::new("/r/run"), Some(15), moves_out);
+            options.into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
+        };
+        for (name, expected) in [
+            (recovery::NO_WORKERS, "0"),
+            ("cron.launch_active_jobs", "off"),
+            // pg_cron 1.4, Debian 12's, doesn't know the setting before.
+            ("cron.use_background_workers", "on"),
+        ] {
+            assert_eq!(value(true, name).as_deref(), Some(expected), "{name}");
+            assert_eq!(value(false, name), None, "{name}: a clone has it in postgresql.auto.conf");
+        }
+    }
 }

@@ -287,7 +287,6 @@ impl FromRepository {
             }
         }
         if self.parent.is_none() {
-            build.older.is_changed.set(true);
             return self.make_folders(build, owner).map(Some);
         }
         raw::announce(self, build)?;
@@ -358,6 +357,8 @@ impl FromRepository {
                         if let Some(part) = data {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
                         }
+                        // Only now: if the names can't be read, the older restore gets its marker back.
+                        build.older.is_changed.set(true);
                         build.begins_with_files()?;
                         surplus::make_room(build)?;
                         let (one, unsynced) =

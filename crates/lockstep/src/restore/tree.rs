@@ -63,6 +63,7 @@ pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     clean(build, owner)?;
     prepared::remove_others(build)?;
     place_wal(build, owner)?;
+    mark_archived(build, owner)?;
     check_end(build)?;
     place_control(build, owner)?;
     place_label(build, owner)?;
@@ -233,6 +234,37 @@ fn check_end(build: &Build) -> Result<()> {
 /// overwrite would never get past them.
 fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
     opened::remove_in(pg_wal, |name| std::str::from_utf8(name).is_ok_and(is_backup_history))
+}
+
+/// Marks the segments in pg_wal as archived, as a base backup does (perform_base_backup in basebackup.c). Otherwise the
+/// restored cluster's checkpoints would have them archived once it archives (XLogArchiveCheckDone in xlogarchive.c): an
+/// archive_command that doesn't overwrite would never get past the first, and one that does would replace the whole
+/// segment in the archive with the set's, which ends where the set does.
+fn mark_archived(build: &Build, owner: Option<Credentials>) -> Result<()> {
+    // What goes on along its timeline continues in these segments.
+    if build.recovery.signal().is_none() || build.request.clone.is_some() {
+        return Ok(());
+    }
+    mark_segments(&build.placement.wal, build.manifest.wal_identity()?, owner)
+}
+
+fn mark_segments(pg_wal: &Path, identity: WalIdentity, owner: Option<Credentials>) -> Result<()> {
+    let status = pg_wal.join("archive_status");
+    if !is_folder(&status) {
+        files::create_owned_directory(&status, owner)?;
+        let mode = pg_wal.metadata().map_err(Error::io("look at", pg_wal))?.mode();
+        if files::mode_within(mode) == files::mode_within(0o750) {
+            files::let_group_enter(&status)?;
+        }
+    }
+    for name in wal::names(pg_wal)? {
+        let Ok(segment) = WalSegment::parse(&name, identity.segment_size) else { continue };
+        // There may be thousands that wait to be used: recovery removes them or writes to them.
+        if !matches!(wal::look(pg_wal, identity, segment, None), Ok(wal::Found::Unwritten(_))) {
+            files::write_owned(&status.join(name + ".done"), b"", owner)?;
+        }
+    }
+    Ok(())
 }
 
 /// Changes pg_control as the strategy needs it.

@@ -4,6 +4,8 @@ use crate::plan::layout::PartKind::{Data, Wal};
 use crate::plan::layout::tests::tablespace;
 use crate::restore::placement::{Naming, place};
 use crate::set::manifest::tests::{manifest, volume};
+use pgfiles::lsn::SystemIdentifier;
+use pgfiles::wal_name::WalSegmentSize;
 use std::os::unix::fs::symlink;
 
 use super::*;
@@ -67,5 +69,27 @@ fn a_link_in_the_place_of_a_folder_is_found() {
         assert_eq!(folder_elsewhere(&placement), Some(folder.clone()));
         std::fs::remove_file(&folder).unwrap();
         std::fs::rename(&aside, &folder).unwrap();
+    }
+}
+
+#[test]
+fn the_original_s_segments_count_as_archived() {
+    let scratch = tempfile::tempdir().unwrap();
+    let pg_wal = scratch.path().canonicalize().unwrap();
+    let segment_size = WalSegmentSize::DEFAULT;
+    let identity = WalIdentity {
+        system_identifier: SystemIdentifier::new(7),
+        timeline: TimelineId::FIRST,
+        segment_size,
+    };
+    for name in ["000000010000000000000005", "00000002.history", "xlogtemp.7"] {
+        std::fs::write(pg_wal.join(name), b"").unwrap();
+    }
+    let waits = std::fs::File::create(pg_wal.join("000000010000000000000006")).unwrap();
+    waits.set_len(segment_size.bytes().into()).unwrap();
+    for _ in 0..2 {
+        mark_segments(&pg_wal, identity, None).unwrap();
+        let status = pg_wal.join("archive_status");
+        assert_eq!(files::list(&status).unwrap(), [status.join("000000010000000000000005.done")]);
     }
 }

@@ -12,6 +12,7 @@ use crate::repository;
 use crate::repository::went_back::{self, WentBack};
 use crate::set::manifest::Manifest;
 use crate::set::notes;
+use crate::set::removal;
 use crate::set::verify;
 
 /// A set that a repository lacks, or why it can't be shipped.
@@ -80,10 +81,28 @@ fn is_missing(set: &SetId, there: &BTreeSet<String>, known: Known) -> bool {
 pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
     manifest.volumes.iter().try_for_each(|volume| cx.zfs.answers(&volume.dataset))?;
     let asks = "is its pool not imported, or was it destroyed or renamed by hand? ";
-    match verify::incomplete(cx, std::slice::from_ref(manifest))?.first() {
-        Some((set, error)) => Err(of_no_use(set, error, asks)),
-        None => Ok(()),
-    }
+    let incomplete = verify::incomplete(cx, std::slice::from_ref(manifest))?;
+    let Some((set, error)) = incomplete.first() else { return Ok(()) };
+    Err(match way_back(cx, manifest)? {
+        Some(way_back) => Error::failed(error.chain()).with_hint(way_back),
+        None => of_no_use(set, error, asks),
+    })
+}
+
+/// Returns how the set can be shipped after all, if one of its snapshots moved with its dataset: the set is good, so
+/// nobody shall be told how to be rid of it.
+fn way_back(cx: &Context, manifest: &Manifest) -> Result<Option<String>> {
+    let names: Vec<_> = manifest.volumes.iter().map(|volume| volume.snapshot.clone()).collect();
+    let there = cx.zfs.standing(&names)?;
+    let mut gone: Vec<_> = manifest.volumes.iter().map(removal::recorded).collect();
+    gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
+    let moved = removal::renamed(cx, &gone)?.into_iter().next();
+    Ok(moved.map(|(was, now)| {
+        format!(
+            "it is \"{now}\" now: the set can be shipped once that is \"{was}\" again; `{} check` says how",
+            lockstep()
+        )
+    }))
 }
 
 /// Says what is wrong with a set, with a hint for users who ship rather than restore.

@@ -15,7 +15,8 @@ fn header(block_size: u32, generation: u64) -> ObjectHeader {
     let object = Object { bonus_type: object_type::ZNODE, bonus_len: 264, ..file };
     let mut bonus = vec![0; 264];
     bonus[64..72].copy_from_slice(&generation.to_le_bytes());
-    ObjectHeader { object, bonus, order: ByteOrder::Little, has_spill_flags: true }
+    let order = ByteOrder::Little;
+    ObjectHeader { object, bonus, order, has_spill_flags: true, ends_spill: false }
 }
 
 fn page(seed: u8) -> Vec<u8> {

@@ -111,15 +111,18 @@ fn serves(fixture: &Fixture, lockstep: &Lockstep, rows: &str) -> Set {
 }
 
 /// After the first backup, archiving continues into an archive that has the original's files and never gets the same
-/// name twice.
+/// name twice; also once checkpoints remove the original's segments.
 fn archives(fixture: &Fixture) {
-    let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
     let failed = || fixture.cluster.value("postgres", "SELECT failed_count FROM pg_stat_archiver");
-    wait_until(&format!("{segment} is archived, or archiving fails"), LIMIT, || {
-        fixture.archive.join(&segment).exists() || failed() != "0"
-    });
-    let name = "SELECT last_failed_wal FROM pg_stat_archiver";
-    assert_eq!(failed(), "0", "{}", fixture.cluster.value("postgres", name));
+    for _ in 0..3 {
+        let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until(&format!("{segment} is archived, or archiving fails"), LIMIT, || {
+            fixture.archive.join(&segment).exists() || failed() != "0"
+        });
+        let name = "SELECT last_failed_wal FROM pg_stat_archiver";
+        assert_eq!(failed(), "0", "{}", fixture.cluster.value("postgres", name));
+        fixture.cluster.execute(&["CHECKPOINT"]);
+    }
 }
 
 /// The original's archive has the backup history file of its backup.

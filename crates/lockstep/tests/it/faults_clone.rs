@@ -625,3 +625,18 @@ fn a_clone_isn_t_shut_down_at_its_target() {
     assert_said(&refused, &["error: --target-action shutdown", "hint: ", "pause"]);
     assert_nothing_remains(&fixture, &[], "a clone that would be shut down");
 }
+
+/// pg_cron connects to where its table says: a clone's would run each job a second time, in the original. Its versions
+/// before 1.6 know only the second of these settings.
+#[test]
+fn a_clone_does_not_run_jobs_in_the_original() {
+    let fixture = quiet();
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    let clone = lockstep.clone_create("dev", &[]);
+    let value = |name: &str| clone.server().value("postgres", &format!("SHOW {name}"));
+    assert_eq!(value("cron.launch_active_jobs"), "off");
+    assert_eq!(value("cron.use_background_workers"), "on");
+    lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);
+    assert_nothing_remains(&fixture, &[], "a clone that runs no jobs");
+}

@@ -8,7 +8,7 @@ use crate::support::command::{command, must};
 use crate::support::fixture::Fixture;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
-use crate::support::pools::zfs;
+use crate::support::pools::{patiently, zfs};
 use crate::support::shipping::{NAME, configured, folder, with_repository};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -129,6 +129,25 @@ fn the_newest_that_was_pruned_by_name_is_not_brought_back() {
     zfs(&["destroy", &newest.volumes[0].snapshot]);
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &newest.id]);
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}
+
+/// Its snapshots are there under another name, and the set is good: nobody is told how to be rid of it.
+#[test]
+fn a_set_whose_dataset_was_renamed_waits_for_its_name() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_repository(&fixture);
+    let set = kept_here(&fixture, &lockstep, 10);
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
+    let dataset = &fixture.datasets[place.expect("it has ts2")];
+    let renamed = format!("{dataset}-renamed");
+    fixture.cluster.stop(Stop::Fast);
+    patiently("zfs", &["rename", dataset, &renamed], || ()).expect("nobody uses it");
+    let refused = lockstep.run(&["ship", &set.id]).describe();
+    let way_back = format!("it is \"{renamed}@lockstep-{}\" now", set.id);
+    assert!(refused.contains(&way_back), "{refused}");
+    assert!(!refused.contains("prune --local"), "{refused}");
+    patiently("zfs", &["rename", &renamed, dataset], || ()).expect("nobody uses it");
+    lockstep.expect(exit::DONE, &["ship", &set.id]);
 }
 
 /// If a repository fails, the next set isn't tried.

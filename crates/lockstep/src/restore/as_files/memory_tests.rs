@@ -45,7 +45,8 @@ fn header(kind: u32, mode: u64, size: u64) -> bytes::Bytes {
         ..Object::plain(0, kind, 128 << 10)
     };
     let bonus = if has_node { bonus } else { Vec::new() };
-    ObjectHeader { object, bonus, order: ByteOrder::Little, has_spill_flags: false }.to_bytes()
+    let order = ByteOrder::Little;
+    ObjectHeader { object, bonus, order, has_spill_flags: false, ends_spill: false }.to_bytes()
 }
 
 /// Makes a table of names and numbers in one block.

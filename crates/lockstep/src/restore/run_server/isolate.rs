@@ -62,7 +62,7 @@ pub(super) fn isolate(
         match isolation::may_be_shown_at(&at)? {
             true => shown.push(Bind { from, at }),
             false => tracing::warn!(
-                "a tablespace of the original is at \"{}\", which is the system's here: recovery ends where it creates one there",
+                "a tablespace of the original is at \"{}\", which is the system's here: recovery ends where it creates one there, unless that folder is made the server's user's first (`install -d -o`)",
                 at.display()
             ),
         }

@@ -415,7 +415,10 @@ fn promoted_and_written_to() {
             lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
         }
         let refused = lockstep.expect(exit::REFUSED, &["mirror", "recreate", "main"]);
-        assert_said(&refused, &["error: ", "was promoted", "hint: ", "--discard-writes"]);
+        assert_said(
+            &refused,
+            &["error: ", "was promoted", "hint: ", "--discard-writes", "prune --local"],
+        );
     }
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
     let precious = "SELECT count(*) FROM precious";

@@ -138,3 +138,19 @@ fn a_timeline_that_was_left_within_the_set_is_not_followed() {
     assert_eq!(rows(restored.server()), numbers(0));
     fixture.discard_restored(&directory, id);
 }
+
+/// A cluster that was shut down is consistent before any record is replayed: PostgreSQL finds none at which to end.
+#[test]
+fn a_cold_set_is_recovered_to_where_it_is_consistent() {
+    let fixture = Fixture::new(one_pool());
+    fixture.cluster.execute(&["CREATE TABLE seen AS SELECT 42 AS answer"]);
+    fixture.cluster.stop(Stop::Fast);
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("cold");
+    let immediate = ["--target-immediate"];
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("cold"), &immediate);
+    assert_eq!(restored.server().value("postgres", "SELECT answer FROM seen"), "42");
+    let timeline = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)";
+    assert_eq!(restored.server().value("postgres", timeline), "00000002");
+    restored.server().stop(Stop::Immediate);
+}

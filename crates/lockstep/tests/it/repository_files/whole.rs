@@ -10,7 +10,7 @@ use crate::support::layout::{one_dataset, one_pool, two_pools_four_datasets};
 use crate::support::ledger::Ledger;
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{LIMIT, Set, Steps, exit};
-use crate::support::shipping::packs;
+use crate::support::shipping::{objects, packs};
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
@@ -476,6 +476,62 @@ fn a_folder_of_a_dataset_goes_where_it_is_sent() {
     assert!(other.is_symlink() && !other.exists());
     lockstep.restore(&later, &to, &again);
     assert!(other.exists());
+}
+
+/// A set that isn't whole in the repository isn't restored over an older restore that is: its server starts as before.
+#[test]
+fn a_harmed_set_is_not_restored_over_a_finished_restore() {
+    let prepared = prepare(two_pools_four_datasets());
+    let (first, second) = two_sets(&prepared);
+    let lockstep = &prepared.lockstep;
+    let to = prepared.fixture.target("harmed");
+    lockstep.restore(&first.id, &to, &FILES);
+    let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
+    let lost: Vec<PathBuf> = packs(&prepared.fixture).into_keys().collect();
+    let away = |path: &Path| PathBuf::from(format!("{}.away", text(path)));
+    for path in &lost {
+        fs::rename(path, away(path)).expect("it can be renamed");
+    }
+    let arguments = ["restore", &second.id, "--to", text(&to), "--delta"];
+    let arguments: Vec<&str> = arguments.into_iter().chain(FILES).collect();
+    let outcome = lockstep.run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert_said(&outcome, &["isn't whole in repository", "was not changed"]);
+    assert!(to.join("data/global/pg_control").exists(), "pg_control is gone");
+    assert_eq!(fs::read(to.join(".lockstep-restore")).expect("it is there"), marker);
+    for path in &lost {
+        fs::rename(away(path), path).expect("it can be renamed");
+    }
+    lockstep.restore(&second.id, &to, &[&FILES[..], &["--delta"]].concat());
+}
+
+/// If the set's names can't be read, an older restore keeps its marker: it says which set is there.
+#[test]
+fn an_older_restore_that_was_not_changed_keeps_its_marker() {
+    let prepared = prepare(two_pools_four_datasets());
+    let (first, second) = two_sets(&prepared);
+    let lockstep = &prepared.lockstep;
+    let to = prepared.fixture.target("unread");
+    lockstep.restore(&first.id, &to, &FILES);
+    let marker = fs::read(to.join(".lockstep-restore")).expect("it is there");
+    let mut lost: Vec<PathBuf> = objects(&prepared.fixture).into_keys().collect();
+    // Not those of the sets' own files, which are read before.
+    lost.retain(|path| text(path).contains(".objects.") && !text(path).contains("files/"));
+    assert!(!lost.is_empty(), "no index is there");
+    let away = |path: &Path| PathBuf::from(format!("{}.away", text(path)));
+    for path in &lost {
+        fs::rename(path, away(path)).expect("it can be renamed");
+    }
+    let arguments = ["restore", &second.id, "--to", text(&to), "--delta"];
+    let arguments: Vec<&str> = arguments.into_iter().chain(FILES).collect();
+    let outcome = lockstep.run(&arguments);
+    assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+    assert!(to.join("data/global/pg_control").exists(), "pg_control is gone");
+    assert_eq!(fs::read(to.join(".lockstep-restore")).expect("it is there"), marker);
+    for path in &lost {
+        fs::rename(away(path), path).expect("it can be renamed");
+    }
+    lockstep.restore(&second.id, &to, &[&FILES[..], &["--delta"]].concat());
 }
 
 #[test]
