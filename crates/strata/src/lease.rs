@@ -192,13 +192,15 @@ impl Lease {
         self.go_on(now.saturating_add(self.seconds), false)
     }
 
-    /// Checks in the store that nobody has taken the lease over. If nobody has, this takes one listing.
+    /// Checks in the store that nobody has taken the lease over. If nobody has, this takes one listing and one read.
     ///
     /// The clock isn't enough: after a virtual machine was stopped for a while, its clock lags behind the others, by
     /// which the lease has expired.
     pub fn confirm(&self) -> Result<()> {
         let Body { what, generation, token, .. } = &self.body;
-        if generations(&self.repository.0, what)?.into_iter().max() == Some(*generation) {
+        let is_highest =
+            generations(&self.repository.0, what)?.into_iter().max() == Some(*generation);
+        if is_highest && self.is_there()? {
             return Ok(());
         }
         let owner = match newest(&self.repository.0, what)? {
@@ -207,6 +209,19 @@ impl Lease {
             newest => newest.map_or_else(|| "nobody".to_string(), |newest| newest.owner),
         };
         Err(Error::LeaseLost { what: what.clone(), owner })
+    }
+
+    /// Whether its own generation is there. A network file system may list a folder as it was a minute ago, and longer
+    /// after a pause, but it asks the server when a file is opened; and whoever takes the lease over deletes this one.
+    fn is_there(&self) -> Result<bool> {
+        let Body { what, generation, token, .. } = &self.body;
+        match read(&self.repository.0, what, *generation) {
+            Ok(there) => Ok(there.token == *token),
+            // Whoever holds a damaged one goes on: the next can be read again.
+            Err(Error::Damaged { .. }) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Gives it back, and returns the generation that says so.

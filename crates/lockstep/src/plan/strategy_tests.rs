@@ -336,6 +336,35 @@ fn pages_that_may_be_torn_need_full_page_writes() {
     planned(&small_wal, Ask::Ordered, "ordered: t/data t/one u/two layout u/wal wal-frozen");
 }
 
+/// ZFS takes what isn't synced back to the pool's last transaction group: all of it together, or the WAL alone.
+#[test]
+fn what_is_not_synced_goes_back_alone_unless_nothing_is() {
+    let hints = |layout: Layout, unsynced: &[usize]| {
+        let facts = with(primary(layout), |facts| {
+            for volume in unsynced {
+                facts.layout.volumes[*volume].sync = "disabled".into();
+            }
+        });
+        let all = warnings::of(&facts, Strategy::Label, Ask::Label);
+        let all = all.into_iter().filter(|warning| warning.what.contains("sync=disabled"));
+        all.map(|warning| warning.hint).collect::<Vec<_>>()
+    };
+    assert_eq!(hints(together(), &[]), [""; 0]);
+    let loses = hints(together(), &[0, 1, 2]);
+    assert_eq!(loses.len(), 3);
+    assert!(loses.iter().all(|hint| hint.starts_with("a power cut loses")), "{loses:?}");
+    for (layout, unsynced) in [
+        (together(), &[1][..]),
+        (together(), &[0, 2][..]),
+        (apart(), &[1][..]),
+        (apart(), &[0, 1, 2, 3][..]),
+    ] {
+        let corrupts = hints(layout, unsynced);
+        assert_eq!(corrupts.len(), unsynced.len());
+        assert!(corrupts.iter().all(|hint| hint.contains("can corrupt")), "{corrupts:?}");
+    }
+}
+
 /// A hot standby that takes a connection.
 fn standby(layout: Layout) -> Facts {
     let facts = with_server(primary(layout), |server| server.in_recovery = true);

@@ -308,12 +308,26 @@ fn layout(facts: &Facts) -> Vec<Warning> {
         if volume.sync == "disabled" {
             all.push(warning(
                 format!("dataset \"{name}\" has sync=disabled"),
-                "a power cut loses committed transactions, and a set taken in the last seconds",
+                match goes_back_as_one(facts) {
+                    true => UNSYNCED,
+                    false => UNSYNCED_APART,
+                },
             ));
         }
     }
     all.extend(low_space(facts));
     all
+}
+
+const UNSYNCED: &str =
+    "a power cut loses committed transactions, and a set taken in the last seconds";
+const UNSYNCED_APART: &str = "a power cut can corrupt the live cluster without an error, and loses a set taken in the last seconds: this dataset goes back by seconds and others of the cluster don't, or not as far, so pages may be newer than the WAL, or the WAL than pg_control; `zfs set sync=standard` on all of them";
+
+/// Whether a power cut takes all volumes back to one moment: without `sync` a dataset goes back to its pool's last
+/// transaction group, and with it a dataset keeps what was synced since.
+fn goes_back_as_one(facts: &Facts) -> bool {
+    let layout = &facts.layout;
+    layout.pools().len() == 1 && layout.volumes.iter().all(|volume| volume.sync == "disabled")
 }
 
 /// Warns of volumes that have little space left, but more than a backup insists on.

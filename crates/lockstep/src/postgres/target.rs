@@ -100,16 +100,21 @@ pub struct Standby {
 
 impl Recovery {
     /// The signal file for this kind of recovery, if one is needed. A cold set without a target or an archive starts
-    /// as it is. A set with wal_level = minimal goes through crash recovery, because PostgreSQL refuses any other
-    /// (CheckRequiredParameterValues in xlogrecovery.c). Every other restored cluster gets its own timeline, except a
-    /// standby.
+    /// as it is, unless it is to archive: the archive may have the original's later segments of its timeline, under the
+    /// names that it would give its own. A set with wal_level = minimal goes through crash recovery, because PostgreSQL
+    /// refuses any other (CheckRequiredParameterValues in xlogrecovery.c). Every other restored cluster gets its own
+    /// timeline, except a standby.
     #[must_use]
     pub fn signal(&self) -> Option<&'static str> {
         if self.standby.is_some() {
             return Some("standby.signal");
         }
         let is_whole = self.set_is_shut_down || self.set_is_minimal;
-        let recovers = !is_whole || self.target != Target::End || self.restore_command.is_some();
+        let is_beside_the_original = self.keep_archiving && !self.set_is_minimal;
+        let recovers = !is_whole
+            || self.target != Target::End
+            || self.restore_command.is_some()
+            || is_beside_the_original;
         recovers.then_some("recovery.signal")
     }
 
@@ -408,6 +413,9 @@ mod tests {
             recovers
         );
         assert_eq!(Recovery::default().signal(), recovers);
+        let archives = Recovery { keep_archiving: true, ..cold.clone() };
+        assert_eq!(archives.signal(), recovers, "in a timeline of its own");
+        assert_eq!(Recovery { set_is_minimal: true, ..archives }.signal(), None);
         let minimal = Recovery { set_is_minimal: true, ..Recovery::default() };
         assert_eq!(minimal.signal(), None);
         assert!(minimal.replays() && !cold.replays());

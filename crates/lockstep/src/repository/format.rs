@@ -79,9 +79,16 @@ impl Format {
     /// When the store fails.
     pub fn create(&self, store: &Store) -> Result<bool> {
         let bytes = document::write(PATH, self).map_err(of_strata)?;
-        match store.put_if_absent(PATH, bytes) {
+        match store.put_if_absent(PATH, bytes.clone()) {
             Ok(()) => Ok(true),
-            Err(error) if error.kind == StoreErrorKind::AlreadyExists => Ok(false),
+            // NFS sends link(2) again if the answer was lost, and then the file is this one's own.
+            Err(error) if error.kind == StoreErrorKind::AlreadyExists => {
+                match store.get_small(PATH, MAX_SIZE) {
+                    Ok(there) => Ok(*there == *bytes),
+                    Err(error) if error.kind == StoreErrorKind::TooLarge => Ok(false),
+                    Err(error) => Err(of_store(error)),
+                }
+            }
             Err(error) => Err(of_store(error)),
         }
     }

@@ -171,10 +171,18 @@ fn keeps_what_is_there(store: &Store, config: &RepositoryConfig) -> Result<()> {
     store.put_if_absent(&path, b"first".to_vec()).map_err(of_store)?;
     let second = store.put_if_absent(&path, b"second".to_vec());
     let kept = store.get(&path).map_err(of_store)?;
+    let folds_case = store.size(&path.to_ascii_uppercase()).is_ok();
     // With a bucket that has a retention policy, or credentials that may not delete, the probe stays and harms
     // nobody.
     if let Err(error) = store.delete(&path) {
         tracing::debug!(path, error = %of_store(error).chain(), "the probe stays where it is");
+    }
+    if folds_case {
+        return Err(Error::failed(format!(
+            "the store of \"{}\" doesn't distinguish upper- and lower-case letters",
+            config.url
+        ))
+        .with_hint("datasets and clusters whose names differ only in these would be one there, and what one of them needs would be deleted; use another file system (of ZFS, a dataset with casesensitivity=sensitive)"));
     }
     match second {
         Err(error) if error.kind == StoreErrorKind::AlreadyExists && *kept == *b"first" => Ok(()),
@@ -240,6 +248,28 @@ mod tests {
         }
     }
 
+    /// A file system to which `A` and `a` are the same.
+    struct Folding(Memory);
+
+    impl Around for Folding {
+        fn inner(&self) -> &dyn Storage {
+            &self.0
+        }
+
+        fn size(&self, path: &str) -> StoreResult<u64> {
+            self.0.size(&path.to_ascii_lowercase())
+        }
+    }
+
+    #[test]
+    fn a_store_to_which_two_names_are_one_is_refused() {
+        let config: RepositoryConfig = toml::from_str("url = 'file:///b'").unwrap();
+        let memory = Memory::default();
+        let error = keeps_what_is_there(&Store::new(Folding(memory.clone())), &config).unwrap_err();
+        assert!(error.to_string().contains("lower-case"), "{error}");
+        assert!(error.hint().is_some() && memory.paths("").is_empty(), "the probe is gone");
+    }
+
     #[test]
     fn a_store_that_writes_over_what_is_there_is_refused() {
         let config: RepositoryConfig = toml::from_str("url = 's3://b'").unwrap();
@@ -250,6 +280,29 @@ mod tests {
         let error = keeps_what_is_there(&Store::new(overwrites), &config).unwrap_err();
         assert!(error.to_string().contains("s3://b"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("two hosts")));
+    }
+
+    /// A folder on NFS: the answer to link(2) was lost, and the client has sent it again.
+    struct SentAgain(Memory);
+
+    impl Around for SentAgain {
+        fn inner(&self) -> &dyn Storage {
+            &self.0
+        }
+
+        fn put_if_absent(&self, path: &str, data: &Bytes) -> StoreResult<()> {
+            self.0.put_if_absent(path, data)?;
+            self.0.put_if_absent(path, data)
+        }
+    }
+
+    #[test]
+    fn whose_lockstep_json_exists_already_is_told_by_its_content() {
+        let store = Store::new(SentAgain(Memory::default()));
+        let format = Format::new().unwrap();
+        assert!(format.create(&store).unwrap(), "it is its own, and its key stays");
+        assert!(!Format::new().unwrap().create(&store).unwrap(), "it is another's");
+        assert_eq!(Format::read(&store, "offsite").unwrap(), format);
     }
 
     #[test]

@@ -7,6 +7,9 @@
 //! for as long as a call may take. The same goes for a holder that lives and gave up a call because the store didn't
 //! answer in time: it doesn't give the lease back.
 //!
+//! Or the same repository has two names on this host, or got another one while a command works there: the local lock
+//! is that of a name. So as long as any other of these locks is held, the lease is watched for a renewal first.
+//!
 //! A copy of this host, state_dir and all, gives the same name. So the name contains the machine, and a lease that is
 //! renewed while it is waited for isn't taken over.
 //!
@@ -32,6 +35,7 @@ use crate::config::Place;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::repository::{Repository, of_strata, reserve, went_back};
+use crate::set::at_work;
 use crate::{steps, threads};
 
 /// What the lease is for.
@@ -43,8 +47,7 @@ const CONFIRMED: Duration = Duration::from_secs(5);
 /// How far clocks may differ, in seconds. A lease that ends later than a new one would, plus this, has a wrong clock.
 const AHEAD: u64 = 300;
 /// The hint when another host uses this host's name.
-const COPIED: &str =
-    "were state_dir and the machine copied? each host needs a state_dir of its own";
+const COPIED: &str = "were state_dir and the machine copied, or has the repository two names here? each host needs a state_dir of its own";
 /// The hint when there is no room for the lease, and none was kept back.
 const NOT_EVEN_A_LEASE: &str = "there isn't even room for the lease that deleting needs: free a few KiB there by removing files that aren't the repository's or that a killed command left (`*#1`), and run it again: it deletes what no set has needed for the grace time";
 /// The pause between two attempts to get the lease.
@@ -123,6 +126,11 @@ impl Held {
         };
         let place = place(cx, repository);
         let unchanged = Duration::from_secs(SECONDS);
+        // It may be a command under another name of this repository that holds the lease.
+        let call = match at_work::is_any_beside(cx, &repository.name)? {
+            true => call.max(unchanged),
+            false => call,
+        };
         let waits = Waits { patience, call, unchanged, place: &place };
         match waits.take(&repository.strata, &owner)? {
             Ok(lease) => {
@@ -272,7 +280,7 @@ struct Waits<'a> {
     place: &'a str,
     /// For a lease that somebody holds.
     patience: Duration,
-    /// For calls that a dead process of this host may have sent.
+    /// For calls that a dead process of this host may have sent, or for a renewal if one may be alive.
     call: Duration,
     /// For a renewal of a lease that ends too late to be believed, or that is damaged.
     unchanged: Duration,

@@ -1,6 +1,7 @@
 //! Restores a volume from a repository into a dataset with `zfs receive`: into a new one, or on top of an existing
 //! one, from a snapshot that the repository knows.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::build::Build;
@@ -56,10 +57,17 @@ impl Receiving<'_> {
         zfs.set_all(&own, &receiving)?;
         zfs.rename(&receiving, dataset)?;
         // Values that it has by default or inherits don't have to be set.
-        let names: Vec<_> =
+        let mut names: Vec<_> =
             other.iter().map(|(name, _)| *name).filter(|it| !is_needed(it)).collect();
+        names.push(SYNC);
         let mut has = zfs.get_known(&[dataset.to_string()], &NEEDED, &names)?;
         let has = has.remove(dataset.as_str()).unwrap_or_default();
+        if loses_commits(&has) {
+            tracing::warn!(
+                "\"{dataset}\" inherits sync=disabled: a power cut loses transactions that were committed on it. If that isn't meant: `zfs set sync=standard {}`",
+                quote(dataset.as_str())
+            );
+        }
         // If the pool was imported below a folder, ZFS shows another mount point than was set.
         other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
         let (needed, for_writing): (Vec<_>, Vec<_>) =
@@ -236,6 +244,15 @@ fn is_needed(property: &str) -> bool {
     NEEDED.contains(&property)
 }
 
+/// When a commit is on disk. It isn't set on what is received, and inherited from the dataset above.
+const SYNC: &str = "sync";
+
+/// Whether a dataset with these properties loses what a server has committed, if the power fails. A ZFS that doesn't
+/// know the property has no such datasets.
+fn loses_commits(has: &BTreeMap<String, String>) -> bool {
+    has.get(SYNC).is_some_and(|value| value == "disabled")
+}
+
 /// Sets properties that only affect how a dataset's data is written from now on, and returns those that were
 /// rejected: an older pool or another ZFS may not know a value (zstd, records larger than 128K). What was received is
 /// complete without them.
@@ -252,4 +269,17 @@ pub(super) fn set_as_far_as_taken<'a>(
         set.err().map(|error| (*name, value.clone(), error))
     };
     properties.iter().filter_map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_sync_disabled_loses_commits() {
+        let has = |value: &str| BTreeMap::from([(SYNC.to_owned(), value.to_owned())]);
+        assert!(loses_commits(&has("disabled")));
+        assert!(!loses_commits(&has("standard")) && !loses_commits(&has("always")));
+        assert!(!loses_commits(&BTreeMap::new()), "zfs-fuse doesn't know it");
+    }
 }

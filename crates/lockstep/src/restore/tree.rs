@@ -15,10 +15,11 @@ use std::path::{Path, PathBuf};
 use pgfiles::control_file::ControlFile;
 use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::tablespace_map::TablespaceMap;
-use pgfiles::wal_name::{WalSegment, is_backup_history};
+use pgfiles::wal_name::{WalFileName, WalSegment, is_backup_history};
 
 use super::build::Build;
 use super::placement::Placement;
+use super::source::Source;
 use super::{choice, control, prepared};
 use crate::error::{Error, Result};
 use crate::files::{self, opened};
@@ -51,7 +52,8 @@ const FILES: [&str; 10] = [
 
 /// The .ready files are for the old archiver, and WAL summaries are made from scratch, as after a base backup
 /// (basebackup.c sends both folders empty).
-const WITHIN_WAL: [&str; 2] = ["pg_wal/archive_status", "pg_wal/summaries"];
+const WITHIN_WAL: [&str; 2] = [ARCHIVE_STATUS, "pg_wal/summaries"];
+const ARCHIVE_STATUS: &str = "pg_wal/archive_status";
 
 /// Turns the clones into one cluster.
 pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
@@ -135,6 +137,9 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
     FILES.iter().try_for_each(|name| files::remove_owned(&data.join(name)))?;
     for name in STATE.iter().chain(&WITHIN_WAL) {
         let path = data.join(name);
+        if *name == ARCHIVE_STATUS && keeps_archive_status(build) && !path.is_symlink() {
+            continue;
+        }
         // A link leads to the live server's folder: this cluster gets a folder of its own.
         if path.is_symlink() {
             files::remove_owned(&path)?;
@@ -236,6 +241,17 @@ fn remove_backup_histories(pg_wal: &Path) -> Result<()> {
     opened::remove_in(pg_wal, |name| std::str::from_utf8(name).is_ok_and(is_backup_history))
 }
 
+/// Whether the set has all of the pg_wal of a cluster that was shut down, and goes on along its timeline: then which of
+/// these files are in the archive is what archive_status says. Without it, checkpoints would have all of them archived
+/// again (XLogArchiveCheckDone in xlogarchive.c), except a history that waits to be archived, which would never be.
+fn keeps_archive_status(build: &Build) -> bool {
+    build.recovery.set_is_shut_down
+        && build.recovery.signal().is_none()
+        && build.request.clone.is_none()
+        && build.manifest.wal.stored == WalStored::Snapshot
+        && matches!(build.source, Source::Snapshots)
+}
+
 /// Marks the segments in pg_wal as archived, as a base backup does (perform_base_backup in basebackup.c). Otherwise the
 /// restored cluster's checkpoints would have them archived once it archives (XLogArchiveCheckDone in xlogarchive.c): an
 /// archive_command that doesn't overwrite would never get past the first, and one that does would replace the whole
@@ -258,9 +274,17 @@ fn mark_segments(pg_wal: &Path, identity: WalIdentity, owner: Option<Credentials
         }
     }
     for name in wal::names(pg_wal)? {
-        let Ok(segment) = WalSegment::parse(&name, identity.segment_size) else { continue };
-        // There may be thousands that wait to be used: recovery removes them or writes to them.
-        if !matches!(wal::look(pg_wal, identity, segment, None), Ok(wal::Found::Unwritten(_))) {
+        let is_archived = match WalFileName::parse(&name, identity.segment_size) {
+            // There may be thousands that wait to be used: recovery removes them or writes to them.
+            Ok(WalFileName::Segment(segment)) => {
+                !matches!(wal::look(pg_wal, identity, segment, None), Ok(wal::Found::Unwritten(_)))
+            }
+            // What a promotion left of the old timeline. A base backup doesn't have it, and checkpoints treat it as a
+            // segment (RemoveOldXlogFiles in xlog.c).
+            Ok(WalFileName::Partial(_)) => true,
+            _ => false,
+        };
+        if is_archived {
             files::write_owned(&status.join(name + ".done"), b"", owner)?;
         }
     }

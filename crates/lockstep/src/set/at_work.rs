@@ -6,7 +6,7 @@
 //! of the two sees the other.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
@@ -115,10 +115,46 @@ fn noted(cx: &Context) -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
+/// Whether another command of this cluster ships to, or prunes, a repository of any other name right now.
+///
+/// # Errors
+/// When the locks can't be listed or checked.
+pub(crate) fn is_any_beside(cx: &Context, repository: &str) -> Result<bool> {
+    is_held_beside(&cx.state.path(""), repository)
+}
+
+fn is_held_beside(folder: &Path, repository: &str) -> Result<bool> {
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let entry = entry.map_err(Error::io("list", folder))?;
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix("ship-")?.strip_suffix(".lock"));
+        if of.is_some_and(|of| of != repository) && Lock::is_held(&entry.path())? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn path(cx: &Context, repository: &str) -> PathBuf {
     cx.state.path(&format!("ship-{repository}.sets"))
 }
 
 fn lock_path(cx: &Context, repository: &str) -> PathBuf {
     cx.state.path(&format!("ship-{repository}.lock"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_command_under_another_name_is_seen() {
+        let scratch = tempfile::tempdir().unwrap();
+        let is_beside = |name: &str| is_held_beside(scratch.path(), name).unwrap();
+        assert!(!is_beside("one"));
+        let held = Lock::take(&scratch.path().join("ship-one.lock"), "prune").unwrap();
+        assert!(is_beside("two") && !is_beside("one"), "its own lock is this command's");
+        drop(held);
+        assert!(!is_beside("two"), "what was left by a dead one means nothing");
+    }
 }

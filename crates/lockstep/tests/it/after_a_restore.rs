@@ -255,6 +255,39 @@ fn clones_of_datasets_that_are_below_one_another_change_no_places() {
     assert_clean(&fixture);
 }
 
+/// A ZFS with encryption refuses to promote such a clone (dsl_dataset_promote_crypt_check in dsl_crypt.c), when those
+/// before it have changed places already. zfs-fuse has no encryption: a function says here where the keys are.
+#[test]
+fn clones_outside_of_their_encryption_root_change_no_places() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let pool = &fixture.pools[0].name;
+    let elsewhere = format!("{pool}/elsewhere");
+    zfs(&["create", "-o", "mountpoint=none", &elsewhere]);
+    let more = ["--dataset", &elsewhere];
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &more);
+    fixture.cluster.stop(Stop::Fast);
+    let names = || zfs(&["list", "-H", "-o", "name,origin,mountpoint", "-r", pool]);
+    let before = names();
+    let says = format!(
+        "zfs() {{ case \"$*\" in *' encryptionroot {elsewhere}') echo -;; \
+         *' encryptionroot '*) echo '{pool}';; *) command zfs \"$@\";; esac; }}\n"
+    );
+    let blocks = shell(&fixture, &restored, "", &["stop", "clones"]);
+    let script = blocks.get_args().last().and_then(|script| script.to_str()).expect("a script");
+    let mut blocks = command("bash", ["-c", &(says + script)]);
+    blocks.env("PATH", path_with_turns());
+    let outcome = support::command::run(&mut blocks);
+    assert!(!outcome.ok(), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("it can't be promoted"), "{}", outcome.describe());
+    assert_eq!(names(), before);
+    run(&fixture, &restored, "", &["remove"]);
+    zfs(&["destroy", &elsewhere]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
 #[test]
 fn a_restore_goes_and_leaves_nothing() {
     let fixture = Fixture::new(two_pools_four_datasets());
@@ -273,6 +306,15 @@ fn a_restore_goes_and_leaves_nothing() {
     let parent = format!("{}/main", fixture.pools[0].name);
     let more = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("datasets"), &more);
+    // Somebody's dataset below one of them, which `zfs destroy -r` would take along.
+    let own = restored.json["datasets"][0].as_str().expect("its dataset");
+    let theirs = format!("{own}/theirs");
+    zfs(&["create", "-o", "mountpoint=none", &theirs]);
+    let outcome = support::command::run(&mut shell(&fixture, &restored, "", &["remove"]));
+    assert!(!outcome.ok(), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("and destroyed with it: "), "{}", outcome.describe());
+    assert!(restored.server().is_running(), "nothing was changed");
+    zfs(&["destroy", &theirs]);
     run(&fixture, &restored, "", &["remove"]);
     zfs(&["destroy", &parent]);
     fixture.discard_set(&set.id);

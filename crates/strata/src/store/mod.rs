@@ -90,6 +90,17 @@ impl StoreError {
         self.source.as_deref().is_some_and(|error| translate::lacks_room(error))
     }
 
+    /// Whether nothing says that the call has ended: it may still have its effect.
+    fn is_unanswered(&self) -> bool {
+        match self.kind {
+            StoreErrorKind::TimedOut => true,
+            StoreErrorKind::Transient => {
+                self.source.as_deref().is_some_and(|error| translate::is_unanswered(error))
+            }
+            _ => false,
+        }
+    }
+
     fn words(&self) -> &'static str {
         match self.kind {
             StoreErrorKind::NotFound => "it does not exist",
@@ -344,6 +355,15 @@ impl Store {
         result
     }
 
+    /// The same for a call that deletes or replaces: a lost connection counts too. A new object that comes late harms
+    /// nobody.
+    fn replacing<T>(&self, result: StoreResult<T>) -> StoreResult<T> {
+        if matches!(&result, Err(error) if error.is_unanswered()) {
+            self.in_doubt.store(true, Ordering::SeqCst);
+        }
+        result
+    }
+
     fn tries_of(&self, kind: StoreErrorKind) -> u32 {
         match kind {
             StoreErrorKind::Transient => self.retries.tries,
@@ -398,7 +418,7 @@ impl Store {
 
     /// Does the same, and calls `still` before each try.
     pub fn put_if(&self, path: &str, data: &[Bytes], still: Still<'_>) -> crate::Result<()> {
-        self.held(path, still, || self.changing(self.storage.put(path, data)))
+        self.held(path, still, || self.replacing(self.storage.put(path, data)))
     }
 
     /// Writes an object that doesn't exist yet; otherwise the error is `AlreadyExists`.
@@ -460,12 +480,12 @@ impl Store {
 
     /// Deletes an object; it succeeds if the object doesn't exist.
     pub fn delete(&self, path: &str) -> StoreResult<()> {
-        self.again(|_| self.changing(self.storage.delete(path)))
+        self.again(|_| self.replacing(self.storage.delete(path)))
     }
 
     /// Does the same, and calls `still` before each try.
     pub fn delete_if(&self, path: &str, still: Still<'_>) -> crate::Result<()> {
-        self.held(path, still, || self.changing(self.storage.delete(path)))
+        self.held(path, still, || self.replacing(self.storage.delete(path)))
     }
 
     /// Passes all half-written files in or below a folder to `each`, whether their writers were killed or still run. A

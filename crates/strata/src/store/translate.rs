@@ -166,6 +166,20 @@ fn io_kind(error: &(dyn std::error::Error + 'static)) -> Option<std::io::ErrorKi
 
 /// What the HTTP client says if it couldn't connect: refused, unknown name, untrusted certificate, too slow.
 const NEVER_CONNECTED: &str = "client error (Connect)";
+/// What the HTTP layer says before each failed request, and before each answer of a server.
+const REQUEST: &str = "Error performing ";
+const ANSWERED: &str = "Server returned ";
+/// What a proxy says whose own server didn't answer it.
+const OF_PROXY: &[&str] = &["status code: 502", "status code: 504"];
+
+/// Whether a request was sent and its own server didn't answer it: it may still be carried out.
+pub(super) fn is_unanswered(error: &(dyn std::error::Error + 'static)) -> bool {
+    let words: Vec<_> = chain(error).map(|error| without_paths(&error.to_string())).collect();
+    let says = |what: &str| words.iter().any(|words| words.contains(what));
+    let was_sent = says(REQUEST) && !words.iter().any(|words| words == NEVER_CONNECTED);
+    was_sent && (!says(ANSWERED) || OF_PROXY.iter().any(|status| says(status)))
+}
+
 const ENDPOINT: &str = "could not connect: is the endpoint right, is the store's server running, and the proxy right if HTTPS_PROXY or HTTP_PROXY names one? if its certificate is from your own authority, set SSL_CERT_FILE to that authority's certificate file";
 const NO_ROOM: &str =
     "make room there, then run the command again: what was stored already is kept";
@@ -254,6 +268,54 @@ mod tests {
             source: "409: ConditionalRequestConflict".into(),
         };
         assert_eq!(translated("create", "x", both).kind, StoreErrorKind::Transient);
+    }
+
+    #[test]
+    fn what_may_still_be_carried_out_is_in_doubt() {
+        use crate::store::{Around, ObjectStorage, Retries, Storage, Store, StoreResult};
+
+        /// A store of which one deletion fails like this.
+        struct Cut(ObjectStorage, &'static str);
+
+        impl Around for Cut {
+            fn inner(&self) -> &dyn Storage {
+                &self.0
+            }
+
+            fn delete(&self, path: &str) -> StoreResult<()> {
+                let (store, source) = ("S3", self.1.into());
+                let error = object_store::Error::Generic { store, source };
+                Err(translated("delete", path, error))
+            }
+        }
+
+        for (words, expected) in [
+            (
+                "Error performing DELETE http://s3/b/x in 1ms - HTTP error: error sending request",
+                true,
+            ),
+            (
+                "Error performing DELETE http://s3/b/x in 60s - Server returned non-2xx status code: 504 Gateway Timeout: ",
+                true,
+            ),
+            (
+                "Error performing DELETE http://s3/b/x in 1ms - Server returned non-2xx status code: 503 Service Unavailable: <Code>SlowDown</Code>",
+                false,
+            ),
+            (
+                "Error performing DELETE http://s3/b/x in 1ms - Server returned error response: <Error/>",
+                false,
+            ),
+            ("the credentials can't be had now", false),
+        ] {
+            let memory = std::sync::Arc::new(object_store::memory::InMemory::new());
+            let inner = ObjectStorage::on(memory, "", Default::default()).unwrap();
+            let retries = Retries { tries: 1, first_pause: std::time::Duration::ZERO };
+            let store = Store::with_retries(Cut(inner, words), retries);
+            let error = store.delete("x").unwrap_err();
+            assert_eq!(error.kind, StoreErrorKind::Transient, "{words}");
+            assert_eq!(store.is_in_doubt(), expected, "{words}");
+        }
     }
 
     #[test]

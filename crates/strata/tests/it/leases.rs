@@ -293,6 +293,40 @@ fn what_a_listing_lacks_gives_nobody_the_lease_and_takes_it_from_nobody() {
     Lease::acquire(&repository(storage), "prune", "second", 60, 1001).unwrap();
 }
 
+/// A network file system that lists folders as they were when this was kept, and opens files as they are.
+struct Cached(Arc<dyn Storage>, Arc<Mutex<Option<Vec<Listed>>>>);
+
+impl Around for Cached {
+    fn inner(&self) -> &dyn Storage {
+        self.0.as_ref()
+    }
+
+    fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
+        let kept = self.1.lock().unwrap().clone();
+        match kept {
+            Some(kept) => kept.into_iter().for_each(each),
+            None => self.0.list(prefix, each)?,
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn a_listing_of_a_minute_ago_does_not_say_whose_the_lease_is() {
+    let (storage, cache) = (memory_store(), Arc::new(Mutex::new(None)));
+    let here = repository(Arc::new(Cached(storage.clone(), cache.clone())));
+    let there = repository(storage.clone());
+    let first = Lease::acquire(&here, "prune", "first", 60, 1000).unwrap();
+    let mut listed = Vec::new();
+    storage.list("clusters/main/leases/prune", &mut |one| listed.push(one)).unwrap();
+    *cache.lock().unwrap() = Some(listed);
+    first.confirm().unwrap();
+    let second = Lease::acquire(&there, "prune", "second", 60, 5000).unwrap();
+    let lost = first.confirm().unwrap_err();
+    assert!(matches!(&lost, Error::LeaseLost { .. }), "{lost}");
+    second.confirm().unwrap();
+}
+
 /// A disk that was unmounted leaves an empty folder, an older state has an older generation: neither is the storage in
 /// which the lease was taken.
 #[test]

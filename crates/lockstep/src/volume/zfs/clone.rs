@@ -19,6 +19,9 @@ pub const KEPT_IF_KNOWN: [&str; 2] = ["redundant_metadata", ACLTYPE];
 /// Whether files have access control lists, and of which kind. If it is off, lists that exist have no effect.
 const ACLTYPE: &str = "acltype";
 
+/// When a commit is on disk. A received dataset inherits it.
+const SYNC: &str = "sync";
+
 /// Whether a restored copy gets this property from its set.
 #[must_use]
 pub fn is_kept(property: &str) -> bool {
@@ -30,6 +33,14 @@ pub fn is_kept(property: &str) -> bool {
 #[must_use]
 pub fn is_set(property: &str, value: &str) -> bool {
     value != "-" && !(property == ACLTYPE && ["off", "noacl"].contains(&value))
+}
+
+/// Whether a clone must have this property's value of its original. Beside its original it may inherit `sync=disabled`
+/// from a dataset that the original has another value against: a clone that is kept must not lose commits that the
+/// original wouldn't lose.
+fn is_set_on_clone(property: &str, value: &str, is_throwaway: bool) -> bool {
+    let is_needed = property != SYNC || (!is_throwaway && value != "disabled");
+    is_needed && is_set(property, value)
 }
 
 /// A clone to be made.
@@ -59,7 +70,10 @@ impl Zfs {
         let mountpoint = self.mountpoint_for(spec.dataset, spec.mountpoint)?;
         let source = spec.origin.dataset.to_string();
         let inherited = match spec.is_written {
-            true => self.get_known(std::slice::from_ref(&source), &KEPT, &KEPT_IF_KNOWN)?,
+            true => {
+                let optional = [&KEPT_IF_KNOWN[..], &[SYNC]].concat();
+                self.get_known(std::slice::from_ref(&source), &KEPT, &optional)?
+            }
             false => Properties::new(),
         };
         let mut args = vec!["clone".to_owned()];
@@ -77,7 +91,7 @@ impl Zfs {
             option("readonly", "off");
         }
         for (name, value) in inherited.get(&source).into_iter().flatten() {
-            if is_set(name, value) {
+            if is_set_on_clone(name, value, spec.is_throwaway) {
                 option(name, value);
             }
         }
@@ -251,6 +265,16 @@ mod tests {
             assert!(!is_set(ACLTYPE, value));
         }
         assert!(is_set("xattr", "off") && !is_set("xattr", "-"));
+    }
+
+    #[test]
+    fn a_clone_that_is_kept_syncs_what_its_original_syncs() {
+        for value in ["standard", "always"] {
+            assert!(is_set_on_clone(SYNC, value, false) && !is_set_on_clone(SYNC, value, true));
+        }
+        assert!(!is_set_on_clone(SYNC, "disabled", false) && !is_set_on_clone(SYNC, "-", false));
+        assert!(is_set_on_clone("atime", "off", true) && !is_set_on_clone(ACLTYPE, "off", true));
+        assert!(!is_kept(SYNC), "what a set brings from elsewhere doesn't decide it");
     }
 
     #[test]

@@ -139,6 +139,34 @@ fn a_timeline_that_was_left_within_the_set_is_not_followed() {
     fixture.discard_restored(&directory, id);
 }
 
+/// It goes on along its timeline, into an archive that has the segments before: none of them is archived again.
+#[test]
+fn a_cold_set_that_goes_on_knows_what_is_archived() {
+    let fixture = Fixture::new(one_pool().archive().setting("wal_keep_size", "256MB"));
+    let lockstep = fixture.lockstep();
+    for row in 0..3 {
+        fixture.cluster.execute(&[&format!("CREATE TABLE t{row} ()")]);
+        let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
+    }
+    // A shutdown ends the segment that is being written, and it is archived once the last checkpoint has passed.
+    fixture.cluster.execute(&["CREATE TABLE last ()"]);
+    fixture.cluster.stop(Stop::Fast);
+    let status = |data: &Path| {
+        let entries = fs::read_dir(data.join("pg_wal/archive_status")).expect("it is there");
+        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = status(&fixture.cluster.data);
+    assert!(!before.is_empty(), "some segments are archived, and still there");
+    let set = lockstep.backup("cold");
+    let directory = fixture.target("goes on");
+    lockstep.expect(exit::DONE, &restore_arguments(&set.id, &directory, &[]));
+    assert_eq!(status(&directory.join("data")), before);
+    fixture.discard_restored(&directory, &set.id);
+}
+
 /// A cluster that was shut down is consistent before any record is replayed: PostgreSQL finds none at which to end.
 #[test]
 fn a_cold_set_is_recovered_to_where_it_is_consistent() {
@@ -153,4 +181,14 @@ fn a_cold_set_is_recovered_to_where_it_is_consistent() {
     let timeline = "SELECT left(pg_walfile_name(pg_current_wal_lsn()), 8)";
     assert_eq!(restored.server().value("postgres", timeline), "00000002");
     restored.server().stop(Stop::Immediate);
+
+    // As it is, it goes on along its timeline; but not if it archives what the original may have archived meanwhile.
+    for (name, options, expected) in
+        [("as it is", &[][..], "00000001"), ("archives", &["--keep-archiving"][..], "00000002")]
+    {
+        let restored = lockstep.restore_and_start(&set.id, &fixture.target(name), options);
+        assert_eq!(restored.server().value("postgres", "SELECT answer FROM seen"), "42", "{name}");
+        assert_eq!(restored.server().value("postgres", timeline), expected, "{name}");
+        restored.server().stop(Stop::Immediate);
+    }
 }
