@@ -5,13 +5,15 @@
 //! begins within four minutes), `LOCKSTEP_TORTURE_SEED` which (it is printed).
 
 use crate::support::checker::Checker;
+use crate::support::command::run;
 use crate::support::fixture::assert_clean;
 use crate::support::layout::{Layout, one_pool, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger, Writers};
 use crate::support::load::{Load, Plan};
-use crate::support::lockstep::Steps;
+use crate::support::lockstep::{Lockstep, Set, Steps, exit, json_of};
 use crate::support::standby::Standby;
 use std::collections::BTreeMap;
+use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -115,7 +117,7 @@ impl Arena {
         let set = thread::scope(|scope| {
             scope.spawn(|| self.force_restartpoints(&stop, pause));
             let _stops = Stops(&stop);
-            lockstep.backup(strategy)
+            self.take(&lockstep, strategy)
         });
         assert_eq!(set.strategy, strategy, "{}", set.json);
         assert!(set.floor_lsn.is_some(), "a standby's set always knows its end: {}", set.json);
@@ -147,6 +149,39 @@ impl Arena {
         assert_clean(fixture);
         fixture.discard_set(&set.id);
         self.standby.catch_up();
+    }
+
+    /// Takes a set. If the template of a copied database was written to, a refusal is right; on slow machines that has
+    /// been seen, although nobody connects to it. Then this prints what was written, and takes the set again.
+    fn take(&self, lockstep: &Lockstep, strategy: &str) -> Set {
+        for _ in 0..3 {
+            let outcome = lockstep.run(&["--json", "backup", "--strategy", strategy]);
+            if outcome.ok() {
+                return Set::of(&json_of(&outcome));
+            }
+            let is_copied = outcome.stderr.contains("which was written to after that");
+            assert!(outcome.code == Some(exit::REFUSED) && is_copied, "{}", outcome.describe());
+            println!("refused: {}\n{}", outcome.stderr, self.writes_to_the_template());
+        }
+        panic!("the template of the copies is written to all the time");
+    }
+
+    /// The last records in the primary's pg_wal that are about the template's relations, as pg_waldump shows them.
+    fn writes_to_the_template(&self) -> String {
+        let primary = &self.standby.primary;
+        let oid = "SELECT oid FROM pg_database WHERE datname = 'churn_template'";
+        let of_template = format!("/{}/", primary.value("postgres", oid));
+        let mut entries: Vec<_> =
+            fs::read_dir(primary.data.join("pg_wal")).into_iter().flatten().flatten().collect();
+        entries.sort_by_key(fs::DirEntry::file_name);
+        let mut found = Vec::new();
+        for entry in entries {
+            // The newest segment ends early, and those that wait to be used have other content: both are errors to it.
+            let dump = run(&mut primary.tool("pg_waldump", [entry.path()])).stdout;
+            found
+                .extend(dump.lines().filter(|line| line.contains(&of_template)).map(str::to_owned));
+        }
+        found.split_off(found.len().saturating_sub(20)).join("\n")
     }
 
     /// Checkpoints on the primary, each followed by a restartpoint on the standby.
