@@ -105,10 +105,11 @@ pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
             options: options(record, major),
             isolation: isolation.as_ref(),
         })?;
-        steps::reached("mirror.launched")?;
         let name = &record.name;
         let tell = |words: &str| tracing::info!("mirror {name}: {words}");
-        let error = match server.wait_for_fed_standby(tell, verdict::is_starved) {
+        let fed = steps::reached("mirror.launched")
+            .and_then(|()| server.wait_for_fed_standby(tell, verdict::is_starved));
+        let error = match fed {
             Ok(Outcome::Starved) => {
                 server.stop(Stop::Fast)?;
                 return Ok(false);
@@ -116,7 +117,7 @@ pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
             Ok(_) => return Ok(true),
             Err(error) => error,
         };
-        // Whoever undoes this finds a server by its postmaster.pid.
+        // Whoever undoes this finds a server by its postmaster.pid, which one that was just started hasn't yet.
         if matches!(error, Error::Interrupted { .. }) && instance::postmaster(&data)?.is_none() {
             server.stop(Stop::Immediate)?;
         }

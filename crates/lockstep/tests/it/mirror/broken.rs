@@ -745,7 +745,9 @@ fn ended_at_each_step() {
         }
         assert_gone(&alone, "main", &format!("killed at {step}, next start"));
     }
-    for step in creating.iter().filter(|step| *step != "mirror.done").step_by(2) {
+    let every_other = creating.iter().filter(|step| *step != "mirror.done").step_by(2);
+    let launched = creating.iter().filter(|step| *step == "mirror.launched");
+    for step in every_other.chain(launched) {
         let (steps, running) = held(step, &arguments);
         running.signal(Signal::TERM);
         steps.release(step);
