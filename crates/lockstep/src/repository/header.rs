@@ -115,8 +115,8 @@ impl Rules for StreamRules {
         else {
             return Heritage::Dropped;
         };
-        // Without the flags, an object whose properties change loses its spill block. The header says so from there on: a
-        // merge drops the older one, and the properties may be back in the newer.
+        // Without the flags, an object whose properties change loses its spill block. The header says so from there on:
+        // a merge drops the older one, and the properties may be back in the newer.
         let same = |object: &Object| (object.bonus_type, object.bonus_len, object.block_size);
         let spill =
             new.has_spill_flags || !new.ends_spill && same(&old.object) == same(&new.object);

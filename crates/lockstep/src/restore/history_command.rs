@@ -146,8 +146,8 @@ fn expanded(command: &str, name: &str, path: &Path) -> String {
     text + rest
 }
 
-/// A folder that is removed after use. It is locked meanwhile: to a container that shares /tmp with the host, the other's
-/// processes look dead.
+/// A folder that is removed after use. It is locked meanwhile: to a container that shares /tmp with the host, the
+/// other's processes look dead.
 struct Folder {
     path: PathBuf,
     _lock: Lock,
