@@ -365,8 +365,8 @@ impl Churn {
 
 /// The template of the database churn: it has some tables of its own and is never written to again. What is written to
 /// a template during a backup may get into databases that were copied from it before (PostgreSQL's own caveat, see
-/// `docs/consistency.md`). Nobody has ever connected to it, for then autovacuum would: on its visits it vacuums what the
-/// last ANALYZE left, and notes there what it finds in the shared catalogs, which the churn keeps changing
+/// `docs/consistency.md`). Nobody has ever connected to it, for then autovacuum would: on its visits it vacuums what
+/// the last ANALYZE left, and notes there what it finds in the shared catalogs, which the churn keeps changing
 /// (`do_start_worker` in `autovacuum.c` passes over a database without statistics).
 #[track_caller]
 fn prepare_template(cluster: &Cluster) {
