@@ -237,13 +237,11 @@ fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
         ("cluster_name".to_owned(), format!("lockstep clone {name}")),
         // No standby follows a clone: its commits would wait forever.
         ("synchronous_standby_names".to_owned(), String::new()),
-        // A subscription of the original would continue here, and take changes away from it.
-        ("max_logical_replication_workers".to_owned(), "0".to_owned()),
         ("logging_collector".to_owned(), "off".to_owned()),
         ("log_destination".to_owned(), "stderr".to_owned()),
         ("listen_addresses".to_owned(), "localhost".to_owned()),
     ];
-    settings.extend(recovery::no_jobs());
+    settings.extend(recovery::apart());
     settings.extend(cx.cluster.clones.settings.clone());
     settings
 }

@@ -134,15 +134,11 @@ fn renamed<'a>(
 ) -> Result<BTreeMap<SetId, Vec<Finding>>> {
     let volumes: Vec<_> =
         sets.flat_map(|set| set.volumes.iter().map(move |volume| (set, volume))).collect();
-    let names: Vec<_> = volumes.iter().map(|(_, volume)| volume.snapshot.clone()).collect();
-    let there = cx.zfs.standing(&names)?;
-    let mut gone: Vec<_> = volumes.iter().map(|(_, volume)| removal::recorded(volume)).collect();
-    gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
-    let renamed = removal::renamed(cx, &gone)?;
+    let renamed = removal::moved(cx, volumes.iter().map(|(_, volume)| *volume))?;
     let standing = cx.zfs.standing(&renamed.values().cloned().collect::<Vec<_>>())?;
     let mut all: BTreeMap<SetId, Vec<Finding>> = BTreeMap::new();
-    for ((set, volume), snapshot) in volumes.into_iter().zip(names) {
-        if let Some(now) = renamed.get(&snapshot) {
+    for (set, volume) in volumes {
+        if let Some(now) = renamed.get(&volume.snapshot) {
             let promoted =
                 standing.get(now).and_then(|s| removal::comes_back(&volume.dataset, now, s));
             let (what, hint) = match promoted {

@@ -143,15 +143,16 @@ pub fn staying(text: &[u8], data: &Path) -> Vec<u8> {
 /// If it is 0, no subscription is active.
 pub const NO_WORKERS: &str = "max_logical_replication_workers";
 
-/// Settings with which pg_cron doesn't connect to where its table says: to the original, which would run each job
-/// twice. Its versions before 1.6 don't know the first; with the second they run the jobs in their own server, instead
-/// of connecting anywhere. A server without pg_cron takes both as they are.
-const NO_JOBS: [(&str, &str); 2] =
-    [("cron.launch_active_jobs", "off"), ("cron.use_background_workers", "on")];
+/// Settings with which a copy leaves the original alone. A subscription of the original would continue in it, and take
+/// changes away. pg_cron connects to where its table says: to the original, which would run each job twice. Its
+/// versions before 1.6 don't know the setting for that, and with the last one they run the jobs in their own server,
+/// instead of connecting anywhere. A server without pg_cron takes both as they are.
+const APART: [(&str, &str); 3] =
+    [(NO_WORKERS, "0"), ("cron.launch_active_jobs", "off"), ("cron.use_background_workers", "on")];
 
-/// Returns the settings with which pg_cron leaves the original alone.
-pub fn no_jobs() -> impl Iterator<Item = (String, String)> {
-    NO_JOBS.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()))
+/// Returns the settings with which a copy leaves the original alone.
+pub fn apart() -> impl Iterator<Item = (String, String)> {
+    APART.into_iter().map(|(name, value)| (name.to_owned(), value.to_owned()))
 }
 
 const MARK: &str = "# written by lockstep restore:";

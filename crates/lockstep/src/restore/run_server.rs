@@ -313,8 +313,7 @@ fn first_options(sockets: &Path, major: Option<u32>, moves_out: bool) -> Vec<(St
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec();
     if moves_out {
-        options.push((recovery::NO_WORKERS.into(), "0".into()));
-        options.extend(recovery::no_jobs());
+        options.extend(recovery::apart());
     }
     if major.is_some_and(|major| major >= 14) {
         // A snapshot's content is on disk: opening and syncing each file would take time in proportion to the

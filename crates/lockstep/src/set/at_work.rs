@@ -71,7 +71,7 @@ impl Drop for AtWork {
 /// When a note can't be read, or a lock can't be checked.
 pub(crate) fn all(cx: &Context) -> Result<BTreeMap<String, String>> {
     let mut all = BTreeMap::new();
-    for name in noted(cx)? {
+    for name in repositories(&cx.state.path(""), ".sets")? {
         for set in being_shipped_to(cx, &name)?.unwrap_or_default().lines() {
             all.entry(set.to_owned()).or_insert_with(|| name.clone());
         }
@@ -103,14 +103,13 @@ fn being_shipped_to(cx: &Context, repository: &str) -> Result<Option<String>> {
     Ok(Lock::is_held(&lock_path(cx, repository))?.then_some(sets))
 }
 
-/// Returns the repositories for which there is a note.
-fn noted(cx: &Context) -> Result<BTreeSet<String>> {
-    let folder = cx.state.path("");
+/// Returns the repositories for which this folder has a file of ours that ends like this: a note, or a lock.
+fn repositories(folder: &Path, end: &str) -> Result<BTreeSet<String>> {
     let mut names = BTreeSet::new();
-    for entry in std::fs::read_dir(&folder).map_err(Error::io("list", &folder))? {
-        let name = entry.map_err(Error::io("list", &folder))?.file_name();
+    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
+        let name = entry.map_err(Error::io("list", folder))?.file_name();
         let name = name.to_str().and_then(|name| name.strip_prefix("ship-"));
-        names.extend(name.and_then(|name| name.strip_suffix(".sets")).map(str::to_owned));
+        names.extend(name.and_then(|name| name.strip_suffix(end)).map(str::to_owned));
     }
     Ok(names)
 }
@@ -124,11 +123,8 @@ pub(crate) fn is_any_beside(cx: &Context, repository: &str) -> Result<bool> {
 }
 
 fn is_held_beside(folder: &Path, repository: &str) -> Result<bool> {
-    for entry in std::fs::read_dir(folder).map_err(Error::io("list", folder))? {
-        let entry = entry.map_err(Error::io("list", folder))?;
-        let name = entry.file_name();
-        let of = name.to_str().and_then(|name| name.strip_prefix("ship-")?.strip_suffix(".lock"));
-        if of.is_some_and(|of| of != repository) && Lock::is_held(&entry.path())? {
+    for name in repositories(folder, ".lock")?.iter().filter(|name| *name != repository) {
+        if Lock::is_held(&folder.join(lock_name(name)))? {
             return Ok(true);
         }
     }
@@ -140,7 +136,11 @@ fn path(cx: &Context, repository: &str) -> PathBuf {
 }
 
 fn lock_path(cx: &Context, repository: &str) -> PathBuf {
-    cx.state.path(&format!("ship-{repository}.lock"))
+    cx.state.path(&lock_name(repository))
+}
+
+fn lock_name(repository: &str) -> String {
+    format!("ship-{repository}.lock")
 }
 
 #[cfg(test)]

@@ -250,6 +250,21 @@ pub fn recorded(volume: &SetVolume) -> Recorded {
     (volume.snapshot.clone(), volume.guid, volume.createtxg)
 }
 
+/// Finds where those of these snapshots are that nothing has the name of any more.
+///
+/// # Errors
+/// When ZFS fails.
+pub fn moved<'a>(
+    cx: &Context,
+    volumes: impl Iterator<Item = &'a SetVolume>,
+) -> Result<BTreeMap<SnapshotName, SnapshotName>> {
+    let mut gone: Vec<_> = volumes.map(recorded).collect();
+    let names: Vec<_> = gone.iter().map(|(snapshot, ..)| snapshot.clone()).collect();
+    let there = cx.zfs.standing(&names)?;
+    gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
+    renamed(cx, &gone)
+}
+
 /// Finds where snapshots of sets are that are no longer on their datasets, by their old names: a `zfs rename` takes
 /// the snapshots along, and so does a `zpool import` under another name. A snapshot with the same GUID and another
 /// transaction group is a copy, and somebody else's, unless it carries this state_dir's mark: then it was received and

@@ -92,11 +92,7 @@ pub(super) fn assert_whole(cx: &Context, manifest: &Manifest) -> Result<()> {
 /// Returns how the set can be shipped after all, if one of its snapshots moved with its dataset: the set is good, so
 /// nobody shall be told how to be rid of it.
 fn way_back(cx: &Context, manifest: &Manifest) -> Result<Option<String>> {
-    let names: Vec<_> = manifest.volumes.iter().map(|volume| volume.snapshot.clone()).collect();
-    let there = cx.zfs.standing(&names)?;
-    let mut gone: Vec<_> = manifest.volumes.iter().map(removal::recorded).collect();
-    gone.retain(|(snapshot, ..)| !there.contains_key(snapshot));
-    let moved = removal::renamed(cx, &gone)?.into_iter().next();
+    let moved = removal::moved(cx, manifest.volumes.iter())?.into_iter().next();
     Ok(moved.map(|(was, now)| {
         format!(
             "it is \"{now}\" now: the set can be shipped once that is \"{was}\" again; `{} check` says how",
