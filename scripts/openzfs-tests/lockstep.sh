@@ -117,7 +117,13 @@ expect_equal "its snapshots" "tank/pgdata@lockstep-$set tank/pgwal@lockstep-$set
 expect_equal "they are of one transaction group" 1 "$(zfs list -Hp -t snapshot -o name,createtxg | grep "@lockstep-$set" | cut -f2 | sort -u | wc -l)"
 expect_nothing_left "after the atomic backup"
 sleep 5
+# A restore that is kept loses no commits that the original wouldn't lose, whatever the dataset above says.
+for dataset in "$DATA_DATASET" "$WAL_DATASET" "$SPACE_DATASET"; do must zfs set sync=standard "$dataset"; done
+must zfs set sync=disabled tank
 run_lockstep "restore of the atomic set" restore latest --to /restored --start --port 5502
+expect_equal "its commits are on disk when they say so" standard \
+  "$(zfs list -H -o mountpoint,sync | awk -F'\t' 'index($1, "/restored/") == 1 { print $2 }' | sort -u)"
+must zfs inherit sync tank
 expect_restored "restored from one transaction group" /restored/data 5502
 expect_link_inside "restored from one transaction group" /restored
 stop_cluster /restored/data
