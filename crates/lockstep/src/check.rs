@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use crate::clone;
 use crate::config::{ClusterConfig, StrategyChoice};
-use crate::context::{Context, lockstep};
+use crate::context::{Context, lockstep, program};
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
 use crate::plan::strategy;
@@ -267,7 +267,12 @@ fn of_primary(cx: &Context, seen: Option<&PrimarySeen>) -> Option<Finding> {
         Some(PrimarySeen::Beside) => wrong(
             "primary",
             "this server was promoted, and the primary that \"primary\" names goes on without it",
-            "its sets lack what is written there: make it a standby again; a mirror with `lockstep mirror recreate --discard-writes`",
+            format!(
+                "its sets lack what is written there. If this is the primary now, stop the other one, or take primary out of this cluster's configuration. Else make it a standby again (a mirror with `{} mirror recreate {} --discard-writes`): what was written to it since is nowhere else, so if somebody may need that, take a set of it first: {} backup",
+                program(),
+                cx.name,
+                lockstep()
+            ),
         ),
         None => match connection::connect_primary(cx.cluster)? {
             Ok(_) => ok("primary", "it takes a connection"),

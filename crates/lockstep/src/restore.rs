@@ -61,6 +61,7 @@ use crate::repository::kin::{Identity, Kin};
 use crate::set::journal::RestoreJournal;
 use crate::set::manifest::Manifest;
 use crate::set::verify;
+use crate::volume::mounts::Mounts;
 use crate::volume::zfs::DatasetName;
 
 pub(crate) use parked::{SUBCOMMAND as HOLD, run_hold as hold};
@@ -278,7 +279,7 @@ fn prepare<'a>(
     beforehand::check(cx, request.what.below(), &source, &placement, &there)?;
     match &source {
         Source::Snapshots => check_space(cx, &placement)?,
-        Source::Repository(from) => check_whole(cx, from, &placement)?,
+        Source::Repository(from) => check_whole(cx, from, &placement, &there)?,
     }
     if request.start {
         // It becomes a word of the server's command line, which is UTF-8.
@@ -340,8 +341,13 @@ fn open_source(cx: &Context, request: &Request, id: &str) -> Result<(Manifest, S
 
 /// Checks, before a finished older restore is changed, that the repository has all that the set needs: otherwise that
 /// restore would be lost, and nothing could complete it.
-fn check_whole(cx: &Context, from: &FromRepository, placement: &Placement) -> Result<()> {
-    if !from.delta || !control::is_in_place(&placement.data) {
+fn check_whole(
+    cx: &Context,
+    from: &FromRepository,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<()> {
+    if !from.delta || !may_be_finished(cx, placement, there)? {
         return Ok(());
     }
     let memory = harm::memory(cx, &from.repository);
@@ -355,6 +361,26 @@ fn check_whole(cx: &Context, from: &FromRepository, placement: &Placement) -> Re
         placement.directory.display()
     ))
     .with_hint(format!("{}; or restore another set", harm::hint(&from.repository.name))))
+}
+
+/// Whether the older restore is finished, as far as can be seen: the data directory's dataset may not be mounted (its
+/// key isn't loaded, or its pool was imported without mounts). That of an unfinished one is parked.
+fn may_be_finished(
+    cx: &Context,
+    placement: &Placement,
+    there: &BTreeSet<DatasetName>,
+) -> Result<bool> {
+    if control::is_in_place(&placement.data) {
+        return Ok(true);
+    }
+    let with_data = placement.volumes.iter().find(|volume| placement.has_data(volume));
+    let dataset = with_data.and_then(|volume| volume.dataset.as_ref());
+    let Some(dataset) = dataset.filter(|dataset| there.contains(*dataset)) else {
+        return Ok(false);
+    };
+    let mounts = Mounts::read()?;
+    let is_mounted = mounts.iter().any(|mount| mount.is_of(dataset.as_str()));
+    Ok(!is_mounted && !parked::is_parked(&cx.zfs, dataset)?)
 }
 
 /// Refuses a set with raw volumes: what is stored raw can only be received as a whole.

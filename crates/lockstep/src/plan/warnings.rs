@@ -231,7 +231,7 @@ fn beside_primary(facts: &Facts) -> Option<Warning> {
     (facts.primary == Some(PrimarySeen::Beside)).then(|| {
         problem(
             "this server was promoted, and the primary that \"primary\" names goes on without it",
-            "its sets lack what is written there: make it a standby again (a mirror: `mirror recreate --discard-writes`), and remove the sets of its timeline; if this is the primary now, stop the other one, or take primary out of this cluster's configuration",
+            "its sets lack what is written there. If this is the primary now, stop the other one, or take primary out of this cluster's configuration. Else make it a standby again (a mirror: `mirror recreate NAME --discard-writes`): what was written to it since is nowhere else, so if somebody may need that, keep a set of it until they have it out of it, and only then remove the sets of its timeline",
         )
     })
 }

@@ -222,7 +222,9 @@ impl Choice<'_> {
             };
             let gives_up = format!("`{} prune --repository {} --set", lockstep(), repository.name);
             let way_out = match damaged.iter().find(failed) {
-                None => format!("{gives_up} {first}` gives one up"),
+                None => format!(
+                    "Where a newer lockstep wrote one, use that version; else {gives_up} {first}` gives one up"
+                ),
                 Some((set, _)) => format!(
                     "The store failed on {set}, which says nothing about the set: run it again once the store works. Only if it never can be read again, {gives_up} {set}` gives it up"
                 ),

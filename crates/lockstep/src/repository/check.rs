@@ -190,6 +190,11 @@ fn what_mends(problem: &Problem, name: &str, newest: Option<&str>, here: &[Strin
     if problem.error.is_store_failure() {
         return format!("{STORE_FAILED}; until then {MEANWHILE}");
     }
+    // Another host has a newer version, or this one has an older one again: the set is whole.
+    if let strata::Error::Format { .. } = problem.error {
+        let hint = problem.error.hint().unwrap_or_default();
+        return format!("it is whole for all this version can tell: {hint}");
+    }
     let (set, lockstep) = (&problem.set, lockstep());
     let manifest = format!("sets/{set}.json");
     if problem.error.object().is_some_and(|object| object.ends_with(&manifest)) {
@@ -461,7 +466,15 @@ mod tests {
         assert!(of(&[]).contains("ship --full --repository far`"));
         let older = of_newest("20261126T4", &["20261126T4"]);
         assert!(older.contains("--set 20261126T3` gives") && !older.contains("ship"), "{older}");
-        // A store that fails, for now or for good, is no reason to give up a set.
+        // A newer version is no reason to give up a set.
+        for object in ["clusters/main/sets/20261126T200000Z.json", "clusters/main/images/a/b"] {
+            let error = strata::Error::Format { object: object.to_owned(), found: 9, known: 1 };
+            let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
+            let hint = what_mends(&Problem { set, sets, error }, "far", None, &[]);
+            assert!(hint.contains("use the version that wrote it"), "{hint}");
+            assert!(!hint.contains("prune") && !hint.contains("ship"), "{hint}");
+        }
+        // Nor is a store that fails, for now or for good.
         for object in ["clusters/main/sets/20261126T200000Z.json", "clusters/main/packs/a"] {
             let error = StoreError::new("get", object, StoreErrorKind::Other).into();
             let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);

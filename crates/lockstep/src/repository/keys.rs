@@ -72,7 +72,7 @@ fn read_key(path: &Path) -> Result<[u8; 32]> {
     key.ok_or_else(|| {
         Error::usage(
             format!("the key file \"{}\" has {} bytes, which isn't a key", path.display(), bytes.len()),
-            "32 bytes, or 64 hex digits: (umask 077; head -c 32 /dev/urandom > FILE), and keep a copy elsewhere",
+            "a key is 32 bytes, or 64 hex digits. If a repository was made with it, leave this file as it is, and put the key there again from its copy, byte for byte: nothing else opens the repository. For a new repository, into a file that doesn't exist yet: `(umask 077; set -C; head -c 32 /dev/urandom > FILE)`; keep a copy elsewhere",
         )
     })
 }
@@ -386,4 +386,31 @@ pub(super) fn all_gone(name: &str) -> Error {
     .with_hint(format!(
         "put {FOLDER}/ back from a copy of the repository: without one of them nothing in it can ever be read, with any key file or passphrase"
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    /// It may be the only copy, with a word too many; and another random key opens nothing.
+    #[test]
+    fn whoever_has_a_strange_key_file_is_not_told_to_overwrite_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("offsite.key");
+        let kept = format!("{}  the key of offsite\n", "ab".repeat(32));
+        std::fs::write(&path, &kept).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+        let hint = read_key(&path).unwrap_err().hint().unwrap();
+        assert!(hint.contains("leave this file as it is"), "{hint}");
+        let command = hint.split('`').nth(1).unwrap();
+        let command = command.replace("FILE", &path.display().to_string());
+        let mut shell = std::process::Command::new("sh");
+        shell.args(["-c", command.as_str()]);
+        assert!(!shell.output().unwrap().status.success(), "{command}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), kept);
+        std::fs::remove_file(&path).unwrap();
+        assert!(shell.output().unwrap().status.success(), "{command}");
+        assert!(read_key(&path).is_ok());
+    }
 }

@@ -62,12 +62,7 @@ impl Receiving<'_> {
         names.push(SYNC);
         let mut has = zfs.get_known(&[dataset.to_string()], &NEEDED, &names)?;
         let has = has.remove(dataset.as_str()).unwrap_or_default();
-        if loses_commits(&has) {
-            tracing::warn!(
-                "\"{dataset}\" inherits sync=disabled: a power cut loses transactions that were committed on it. If that isn't meant: `zfs set sync=standard {}`",
-                quote(dataset.as_str())
-            );
-        }
+        warn_if_unsynced(dataset, &has);
         // If the pool was imported below a folder, ZFS shows another mount point than was set.
         other.retain(|(name, value)| *name == "mountpoint" || has.get(*name) != Some(value));
         let (needed, for_writing): (Vec<_>, Vec<_>) =
@@ -253,6 +248,28 @@ fn loses_commits(has: &BTreeMap<String, String>) -> bool {
     has.get(SYNC).is_some_and(|value| value == "disabled")
 }
 
+/// Warns of a dataset that inherits `sync=disabled`: also that of pg_wal, which isn't received. A power cut takes it back
+/// by seconds, and the others along with it only if all are in one pool and none syncs.
+fn warn_if_unsynced(dataset: &DatasetName, has: &BTreeMap<String, String>) {
+    if loses_commits(has) {
+        tracing::warn!("{}", unsynced(dataset));
+    }
+}
+
+/// The same for a dataset that was made, and not received.
+pub(super) fn warn_if_made_unsynced(zfs: &Zfs, dataset: &DatasetName) -> Result<()> {
+    let mut has = zfs.get_known(&[dataset.to_string()], &["mountpoint"], &[SYNC])?;
+    warn_if_unsynced(dataset, &has.remove(dataset.as_str()).unwrap_or_default());
+    Ok(())
+}
+
+fn unsynced(dataset: &DatasetName) -> String {
+    format!(
+        "\"{dataset}\" inherits sync=disabled: a power cut loses committed transactions. If that isn't meant: `zfs set sync=standard {}`, and so on each other dataset of this restore, for with some of them alone a power cut can corrupt the cluster",
+        quote(dataset.as_str())
+    )
+}
+
 /// Sets properties that only affect how a dataset's data is written from now on, and returns those that were
 /// rejected: an older pool or another ZFS may not know a value (zstd, records larger than 128K). What was received is
 /// complete without them.
@@ -281,5 +298,12 @@ mod tests {
         assert!(loses_commits(&has("disabled")));
         assert!(!loses_commits(&has("standard")) && !loses_commits(&has("always")));
         assert!(!loses_commits(&BTreeMap::new()), "zfs-fuse doesn't know it");
+    }
+
+    #[test]
+    fn who_syncs_a_part_is_told_to_sync_all() {
+        let said = unsynced(&DatasetName::new("tank/main/wal").unwrap());
+        assert!(said.contains("zfs set sync=standard tank/main/wal"), "{said}");
+        assert!(said.contains("each other dataset") && said.contains("can corrupt"), "{said}");
     }
 }

@@ -415,6 +415,7 @@ impl FromRepository {
         // The parent's recordsize for tables doesn't suit WAL, which is written in order.
         properties.push(("recordsize", "128K".to_owned()));
         zfs.create(dataset, &properties)?;
+        receive::warn_if_made_unsynced(zfs, dataset)?;
         make_wal_folders(placed, volume, owner).map(|()| true)
     }
 

@@ -19,10 +19,14 @@ use crate::volume::zfs::{Away, Marked, SnapshotName};
 #[must_use]
 pub fn ways_out(set: &str, repository: Option<&str>) -> String {
     let lockstep = lockstep();
+    // To an older version, a good set looks like a damaged one.
+    const NEWER: &str = "where a newer lockstep wrote it, use that version: the set is good";
     match repository {
-        Some(name) => format!("`{lockstep} prune --repository {name} --set {set}` gives it up"),
+        Some(name) => {
+            format!("{NEWER}; else `{lockstep} prune --repository {name} --set {set}` gives it up")
+        }
         None => format!(
-            "`{lockstep} adopt {set}` writes its manifest again, from a repository that has the set; `{lockstep} prune --local --set {set}` gives it up"
+            "{NEWER}; else `{lockstep} adopt {set}` writes its manifest again, from a repository that has the set; `{lockstep} prune --local --set {set}` gives it up"
         ),
     }
 }
@@ -162,6 +166,15 @@ mod tests {
         assert_eq!(own, ["tank/ts"]);
         assert_eq!(unclear, ["tank/data", "fast/data", "usb/wal"]);
         assert_eq!(problems.len(), 3, "{problems:?}");
+    }
+
+    #[test]
+    fn who_has_an_older_version_is_not_told_to_give_up_a_good_set() {
+        for repository in [None, Some("far")] {
+            let said = ways_out(ID, repository);
+            let (newer, gives_up) = (said.find("newer lockstep"), said.find("prune --"));
+            assert!(newer.is_some() && newer < gives_up, "{said}");
+        }
     }
 
     #[test]

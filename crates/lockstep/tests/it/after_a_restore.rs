@@ -227,6 +227,27 @@ fn clones_take_the_place_of_the_original_and_keep_its_sets() {
     assert_clean(&fixture);
 }
 
+/// A cold set that goes on along its timeline has the history's `.done`, and so has what archived while it recovered: an
+/// archive_command that doesn't overwrite would fail for good.
+#[test]
+fn a_history_that_is_in_the_archive_is_not_archived_again() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    let status = restored.server().data.join("pg_wal/archive_status");
+    let mark = |to: &str| status.join(format!("00000002.history.{to}"));
+    std::fs::write(mark("done"), b"").expect("the test may");
+    run(&fixture, &restored, "", &["reset"]);
+    assert!(!mark("ready").exists(), "it would be archived again");
+    std::fs::remove_file(mark("done")).expect("the test may");
+    run(&fixture, &restored, "", &["reset"]);
+    assert!(mark("ready").exists(), "it would never be archived");
+    run(&fixture, &restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
 /// With the data directory's dataset, those below it would be renamed, and the cluster would be in pieces; what was
 /// live among them would be destroyed with `…-before`.
 #[test]
@@ -286,6 +307,54 @@ fn clones_outside_of_their_encryption_root_change_no_places() {
     zfs(&["destroy", &elsewhere]);
     fixture.discard_set(&set.id);
     assert_clean(&fixture);
+}
+
+/// Neither block moves files: the restored cluster would be removed with the folder, and the links of the cluster that
+/// it was to replace changed.
+#[test]
+fn a_cluster_that_was_not_moved_is_not_removed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = shipping::with_repository(&fixture);
+    let set = lockstep.backup("label");
+    let more = ["--from", "repository", "--as", "files"];
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("files"), &more);
+    fixture.cluster.stop(Stop::Fast);
+    let link = || std::fs::read_link(fixture.cluster.data.join("pg_wal")).ok();
+    let before = link();
+    for names in [&["stop", "clones", "links"][..], &["links"][..]] {
+        let outcome = support::command::run(&mut shell(&fixture, &restored, "", names));
+        assert!(!outcome.ok(), "{}", outcome.describe());
+        assert!(outcome.stderr.contains("is still in "), "{}", outcome.describe());
+        assert!(restored.data.join("global/pg_control").exists(), "{}", outcome.describe());
+        assert_eq!(link(), before);
+    }
+    run(&fixture, &restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
+/// ZFS allows blanks in names, and what comes before one may be the name of another dataset.
+#[test]
+fn a_name_with_a_blank_is_one_name() {
+    let scratch = tempfile::tempdir().expect("a folder can be made");
+    let (to, log) = (scratch.path().join("to"), scratch.path().join("log"));
+    std::fs::create_dir(&to).expect("a folder can be made");
+    let zfs = format!(
+        "zfs() {{\n\
+         case \"$*\" in\n\
+         'list -H -o name,mountpoint') printf 'tank/my\\t/live\\ntank/my pg\\t{0}/data\\n';;\n\
+         *lockstep:restore*) echo local;;\n\
+         'list '*) printf '%s\\n' \"${{@: -1}}\";;\n\
+         *) printf '%s|' \"$@\" >> '{1}';;\n\
+         esac\n}}\n",
+        to.display(),
+        log.display()
+    );
+    let setup = block("setup").replace("TO=/restore/main", &format!("TO='{}'", to.display()));
+    let script = format!("{setup}\nset -o pipefail\n{zfs}{}\n", block("remove"));
+    must(&mut command("bash", ["-c", &script]));
+    let destroyed = std::fs::read_to_string(&log).expect("something was destroyed");
+    assert_eq!(destroyed, "destroy|-r|tank/my pg|");
 }
 
 #[test]

@@ -163,6 +163,48 @@ fn the_page_starts_nothing_where_a_setting_still_names_the_original() {
     assert_clean(&fixture);
 }
 
+/// Typed block by block, nothing stops after a clone that couldn't be made, or in a new shell that knows no TO; and
+/// whoever types it may be in the live cluster's data directory.
+#[test]
+fn the_page_changes_nothing_in_the_folder_where_it_is_typed() {
+    let scratch = tempfile::tempdir().expect("a folder can be made");
+    let live = scratch.path().join("live");
+    let names = [
+        "postmaster.pid",
+        "postgresql.conf",
+        "postgresql.auto.conf",
+        "pg_wal/archive_status/1",
+        "pg_replslot/mine",
+        "base/pg_internal.init",
+    ];
+    for name in names {
+        let path = live.join(name);
+        std::fs::create_dir_all(path.parent().expect("it is below a folder"))
+            .expect("the test may");
+        std::fs::write(path, "primary_conninfo = 'host=db1'\n").expect("the test may");
+    }
+    let all = || {
+        let listed = must(&mut command("find", [&live]));
+        let texts = names.iter().map(|name| std::fs::read_to_string(live.join(name)).ok());
+        (listed, texts.collect::<Vec<_>>())
+    };
+    let before = all();
+    let nowhere = scratch.path().join("nowhere");
+    // Nothing that needs ZFS, starts a server or waits.
+    let middle = blocks().into_iter().map(|(_, text)| text);
+    let middle: Vec<_> = middle.filter(|text| text.contains("/data\" && {")).collect();
+    assert_eq!(middle.len(), 5, "each block that works in a folder goes there");
+    for text in middle {
+        for to in [format!("TO='{}'\n", nowhere.display()), "unset TO\n".to_owned()] {
+            let others = "WAL=none\nDATA=none\nTABLESPACES=\nPORT=1\nCONFIG=/none\n";
+            let script = format!("{to}{others}{text}");
+            let outcome = run(command("bash", ["-c", &script]).current_dir(&live));
+            assert!(!outcome.ok(), "{}", outcome.describe());
+            assert_eq!(all(), before, "{}", outcome.describe());
+        }
+    }
+}
+
 #[test]
 fn the_page_takes_the_configuration_of_a_set_where_no_snapshot_has_it() {
     let fixture = Fixture::new(one_pool());

@@ -2,6 +2,7 @@
 //! them.
 
 use super::*;
+use crate::support::shipping::packs;
 
 #[test]
 fn what_is_no_older_restore_is_left_alone() {
@@ -354,6 +355,44 @@ fn a_delta_that_does_not_fit_leaves_the_older_restore_whole() {
     server.stop(Stop::Fast);
     let restored = lockstep.restore_and_start(&third.id, &to, &more);
     Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the third set");
+    assert_lives_on(&fixture);
+}
+
+/// A set that isn't whole in the repository isn't restored over a finished restore, also if that isn't mounted (its key
+/// isn't loaded, or its pool was imported without mounts).
+#[test]
+fn a_harmed_set_is_not_restored_over_datasets_that_are_not_mounted() {
+    let (fixture, lockstep, first) = live();
+    let parent = format!("{}/back", fixture.pools[0].name);
+    let mut more = vec!["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    let to = fixture.target("r");
+    let data = lockstep.restore(&first.id, &to, &more).data;
+    let written = data.join("written_since");
+    fs::write(&written, "kept").expect("the test may");
+    let before = packs(&fixture);
+    let second = lockstep.backup("label");
+    let mut lost: Vec<PathBuf> = packs(&fixture).into_keys().collect();
+    lost.retain(|path| !before.contains_key(path));
+    assert!(!lost.is_empty(), "the second set has packs of its own");
+    let dataset = format!("{parent}/data");
+    more.push("--delta");
+    let arguments = restore_arguments(&second.id, &to, &more);
+    // Without the set's own files nothing would be changed anyway: so one pack at a time.
+    for path in &lost {
+        let away = path.with_extension("away");
+        fs::rename(path, &away).expect("it can be renamed");
+        patiently("zfs", &["unmount", &dataset], || ()).expect("nobody is in it");
+        let outcome = lockstep.run(&arguments);
+        assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+        assert_said(&outcome, &["isn't whole in repository", "was not changed"]);
+        assert_eq!(property(&dataset, "canmount"), "on");
+        must(&mut command("zfs", ["mount", &dataset]));
+        assert_eq!(fs::read(&written).expect("it was rolled back"), b"kept");
+        assert!(control(&data).exists(), "pg_control is gone");
+        fs::rename(&away, path).expect("it can be renamed");
+    }
+    let restored = lockstep.restore_and_start(&second.id, &to, &more);
+    Checker::new(SCALE).check_and_stop(restored.server()).assert_right("the second set");
     assert_lives_on(&fixture);
 }
 
