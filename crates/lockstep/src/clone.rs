@@ -20,7 +20,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
-use crate::postgres::{instance, recovery};
+use crate::postgres::{recovery, server};
 use crate::process;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
@@ -69,7 +69,7 @@ impl Record {
     pub fn is_running(&self, zfs: &Zfs) -> Option<bool> {
         match zfs.suspended_at(&self.data_directory) {
             Some(_) => None,
-            None => Some(instance::postmaster(&self.data_directory).ok().flatten().is_some()),
+            None => Some(server::running(&self.data_directory).ok().flatten().is_some()),
         }
     }
 }

@@ -16,11 +16,11 @@ mod theirs;
 pub(crate) use theirs::loosen;
 pub use theirs::{
     copy_owned, copy_with_holes, create_owned_directory, let_group_enter, link, mode_within,
-    open_log, read_as, reader_of, remove_owned, write_owned, write_secret,
+    open_log, read_as, reader_of, remove_access_lists, remove_owned, write_owned, write_secret,
 };
 
 use crate::error::{Error, Result};
-use crate::names::is_number;
+use crate::names::{is_number, random_characters};
 use crate::volume::mounts::{Mount, Mounts};
 
 /// Checks whether [`publish`] gives files this name before they are whole.
@@ -39,9 +39,42 @@ fn writer_of(file_name: &str) -> Option<u32> {
 /// # Errors
 /// When any of the steps fails; then `path` is as it was.
 pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
+    publish_by(path, bytes, "", |temporary| {
+        fs::rename(temporary, path).map_err(Error::io("rename into place", path))
+    })
+}
+
+/// The same, unless a file is there by then: that stays. Returns whether there was none.
+///
+/// # Errors
+/// As [`publish`].
+pub fn publish_first(path: &Path, bytes: &[u8]) -> Result<bool> {
+    let own = format!(".{}", random_characters::<8>()?);
+    publish_by(path, bytes, &own, |temporary| {
+        let is_first = match fs::hard_link(temporary, path) {
+            Ok(()) => true,
+            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => false,
+            // A file system without hard links.
+            Err(_) => {
+                let renamed = fs::rename(temporary, path).map(|()| true);
+                return renamed.map_err(Error::io("rename into place", path));
+            }
+        };
+        remove_file(temporary)?;
+        Ok(is_first)
+    })
+}
+
+/// Writes a temporary file, lets `place` give it its name, and makes that durable.
+fn publish_by<T>(
+    path: &Path,
+    bytes: &[u8],
+    own: &str,
+    place: impl FnOnce(&Path) -> Result<T>,
+) -> Result<T> {
     let parent = path.parent().unwrap_or(Path::new("."));
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(format!(".{}.tmp", std::process::id()));
+    name.push(format!("{own}.{}.tmp", std::process::id()));
     let temporary = parent.join(name);
     let written = (|| {
         // Newly created: in a folder that another user may write to, whatever has the name could be a link.
@@ -54,8 +87,9 @@ pub fn publish(path: &Path, bytes: &[u8]) -> Result<()> {
             .map_err(Error::io("create", &temporary))?;
         file.write_all(bytes).map_err(Error::io("write", &temporary))?;
         file.sync_all().map_err(Error::io("sync", &temporary))?;
-        fs::rename(&temporary, path).map_err(Error::io("rename into place", path))?;
-        sync_directory(parent)
+        let placed = place(&temporary)?;
+        sync_directory(parent)?;
+        Ok(placed)
     })();
     if written.is_err() {
         let _ = fs::remove_file(&temporary);

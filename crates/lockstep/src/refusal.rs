@@ -265,6 +265,8 @@ pub enum Refusal {
         set: String,
         /// The snapshot.
         snapshot: String,
+        /// Its present name, if its dataset was renamed: the set is good.
+        now: Option<String>,
         /// The repositories where it is still whole, as far as this host knows.
         repositories: Vec<String>,
     },

@@ -26,6 +26,7 @@ mod marker;
 pub mod only;
 mod original;
 mod others;
+mod own_places;
 mod owners;
 mod parked;
 pub mod placement;
@@ -39,6 +40,7 @@ mod seen;
 pub mod source;
 mod standby;
 pub mod strays;
+mod subscriptions;
 mod surplus;
 mod timelines;
 mod tree;
@@ -155,6 +157,7 @@ pub fn run_then(
     match build.run(finally) {
         Ok(mut restored) => {
             restored.problems.extend(standby::does_not_stream(cx, request, &restored));
+            restored.problems.extend(subscriptions::go_on(request, &restored));
             Ok(restored)
         }
         // Its server has been started for them: whatever went wrong since, they may have written to it.

@@ -145,6 +145,9 @@ pub(super) struct TargetArguments {
     /// Stop recovery as soon as the cluster is consistent
     #[arg(long, group = "target")]
     target_immediate: bool,
+    /// End before the time, the LSN or the transaction, instead of after it
+    #[arg(long, requires = "target")]
+    target_exclusive: bool,
     /// Recover along this timeline: a number, `current` or `latest`
     #[arg(long, value_name = "T")]
     target_timeline: Option<String>,
@@ -178,17 +181,19 @@ impl TargetArguments {
                  --target-time, --target-lsn, --target-xid, --target-name or --target-immediate",
             ));
         }
+        if self.target_exclusive && matches!(target, Target::Name(_) | Target::Immediate) {
+            return Err(Error::usage(
+                format!("--target-exclusive with {target}"),
+                "there is nothing to leave out: it goes with --target-time, --target-lsn and --target-xid",
+            ));
+        }
         if let Some(text) = &self.target_timeline {
-            let known = ["current", "latest"].contains(&text.as_str());
-            if !known && text.parse::<u32>().is_err() {
-                return Err(Error::usage(
-                    format!("\"{text}\" is no timeline"),
-                    "write a number, current or latest",
-                ));
-            }
+            text::timeline(text)
+                .map_err(|hint| Error::usage(format!("\"{text}\" is no timeline"), hint))?;
         }
         Ok(Recovery {
             target,
+            exclusive: self.target_exclusive,
             timeline: self.target_timeline.clone(),
             action: self.target_action,
             restore_command: self.restore_command.clone(),

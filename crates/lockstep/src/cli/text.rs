@@ -20,6 +20,26 @@ pub(super) fn restore_point(text: &str) -> Result<String, String> {
     }
 }
 
+/// A timeline to recover along: a number as people write it, `current` or `latest`. Otherwise returns what to write.
+///
+/// PostgreSQL takes a number that begins with 0 for an octal one, or with 0x for a hexadecimal one
+/// (check_recovery_target_timeline in xlogrecovery.c): it would recover along another timeline than the one that was
+/// checked here, without an error.
+pub(super) fn timeline(text: &str) -> Result<(), String> {
+    let number = text.parse::<u32>().ok().filter(|number| *number > 0);
+    if ["current", "latest"].contains(&text) || number.is_some_and(|it| it.to_string() == text) {
+        return Ok(());
+    }
+    let is_of_a_name = text.len() == 8 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let of_a_name = u32::from_str_radix(text, 16).ok().filter(|it| is_of_a_name && *it > 0);
+    Err(match of_a_name {
+        Some(timeline) => format!(
+            "the names of segments and histories have timelines in hexadecimal: for {text} write {timeline}"
+        ),
+        None => "write a number, current or latest".into(),
+    })
+}
+
 /// A restore_command.
 pub(super) fn command(text: &str) -> Result<String, String> {
     match text.trim().is_empty() {
@@ -56,6 +76,20 @@ mod tests {
         }
         assert!(command("").is_err() && command(" \n\t").is_err());
         assert_eq!(command("cp /a/%f %p").as_deref(), Ok("cp /a/%f %p"));
+    }
+
+    #[test]
+    fn a_timeline_is_what_postgresql_takes_it_for() {
+        for text in ["current", "latest", "1", "10", "4294967295"] {
+            assert_eq!(timeline(text), Ok(()), "{text}");
+        }
+        for text in ["", "0", "010", "+2", " 2", "0x10", "-1", "first", "4294967296", "00000000"] {
+            assert_eq!(timeline(text), Err("write a number, current or latest".into()), "{text}");
+        }
+        for (text, number) in [("00000002", "2"), ("00000010", "16"), ("0000000A", "10")] {
+            let hint = timeline(text).unwrap_err();
+            assert!(hint.ends_with(&format!("for {text} write {number}")), "{hint}");
+        }
     }
 
     #[test]

@@ -282,6 +282,21 @@ pub fn let_group_enter(path: &Path) -> Result<()> {
     if mode & 0o777 == 0o700 { change_mode(&folder, path, 0o750) } else { Ok(()) }
 }
 
+/// Removes a folder's access control lists, also the one that what is made in it would inherit.
+///
+/// # Errors
+/// When the system refuses.
+pub fn remove_access_lists(path: &Path) -> Result<()> {
+    let (folder, _) = open_folder(path, false)?;
+    for name in ["system.posix_acl_access", "system.posix_acl_default"] {
+        match rustix::fs::fremovexattr(&folder, name) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+            Err(errno) => return Err(Error::io("remove an attribute of", path)(errno.into())),
+        }
+    }
+    Ok(())
+}
+
 /// Opens a folder for the names in it, without following another user's link on the way or at its end. `None`: it is
 /// missing.
 ///

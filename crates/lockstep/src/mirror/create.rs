@@ -161,6 +161,8 @@ pub(super) fn make_datasets(home: &Home, record: &Record) -> Result<()> {
             // read in order, which suits few large records.
             ("recordsize", if place.kind == Kind::Wal { "128K" } else { "8K" }.to_owned()),
         ];
+        // ZFS makes missing folders above a mount point with the umask's mode.
+        place.directory.parent().map_or(Ok(()), files::create_open_directories)?;
         home.zfs.create(&place.dataset, &marks)?;
         for (name, value) in PROPERTIES {
             suit(home, place, name, value);

@@ -15,12 +15,13 @@ use crate::postgres::server::{self, Launch, Outcome, Stop};
 use crate::postgres::{instance, recovery};
 use crate::steps;
 
-/// Whether the mirror's server runs.
+/// Whether the mirror's server runs. After a crash of the machine, the number in its postmaster.pid may be that of any
+/// other process.
 ///
 /// # Errors
 /// When its data directory can't be read.
 pub fn is_running(record: &Record) -> Result<bool> {
-    Ok(instance::postmaster(&record.data())?.is_some())
+    Ok(server::running(&record.data())?.is_some())
 }
 
 /// Starts the mirror's server and waits until it takes read-only connections.
@@ -88,10 +89,8 @@ pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
     for folder in ["run", "log"] {
         files::create_owned_directory(&top.join(folder), user)?;
     }
-    // Only os_user and root can use the socket (unix_socket_permissions), so whoever reaches it may connect. Its
-    // folder doesn't keep others out: it may be /tmp.
-    let hba = top.join("pg_hba.conf");
-    files::write_owned(&hba, b"# written by lockstep\nlocal all all trust\n", user)?;
+    // The socket's folder doesn't keep others out: it may be /tmp.
+    files::write_owned(&top.join("pg_hba.conf"), HBA, user)?;
     let (data, log) = (record.data(), record.log());
     files::rename_over(&log, &record.older_log())?;
     let isolation = room::isolation(home, record);
@@ -143,6 +142,10 @@ pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
 pub fn stop(record: &Record) -> Result<()> {
     server::stop(&record.data(), Stop::Fast)
 }
+
+/// The pg_hba.conf of mirrors' servers: only os_user and root can use the socket (unix_socket_permissions), so whoever
+/// reaches it may connect. It isn't the primary's, and belongs to no set.
+pub(crate) const HBA: &[u8] = b"# written by lockstep\nlocal all all trust\n";
 
 /// The settings that differ from the primary's.
 fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {

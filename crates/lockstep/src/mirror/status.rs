@@ -7,13 +7,14 @@ use postgres::Client;
 
 use super::primary::Primary;
 use super::record::{Home, Record};
+use super::serve;
 use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes, wal_gone};
 use crate::config::ClusterConfig;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::names::ClusterName;
+use crate::postgres::connection;
 use crate::postgres::row::column;
-use crate::postgres::{connection, instance};
 
 /// How long replay is watched where the log says that WAL is gone but an archive may have it. PostgreSQL tries the
 /// archive again every five seconds (wal_retrieve_retry_interval).
@@ -63,7 +64,7 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
     // A file on a suspended pool can't be looked at without waiting for good.
     let suspended = record.suspended(&home.zfs).map(str::to_owned);
     let answers = suspended.is_none();
-    let running = answers && instance::postmaster(&record.data()).ok().flatten().is_some();
+    let running = answers && serve::is_running(&record).unwrap_or(false);
     let own = if running { ask_mirror(&cluster) } else { Err("it isn't running".into()) };
     let log = if answers { files::tail(&record.log()) } else { Vec::new() };
     let is_fed = match &own {

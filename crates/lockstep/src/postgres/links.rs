@@ -41,9 +41,9 @@ pub struct Links {
     pub others: Vec<Link>,
 }
 
-/// The links in `data_directory`, in its folder of databases, in `global` and in PostgreSQL's own folders (`pg_xact`,
-/// `pg_multixact`) that lead to something the cluster needs. The folders of the databases aren't listed: they have a
-/// file for each relation.
+/// The links in `data_directory`, in its folder of databases, in `global`, in PostgreSQL's own folders (`pg_xact`,
+/// `pg_multixact`) and in the tablespaces that lead to something the cluster needs. The folders of the databases aren't
+/// listed: they have a file for each relation.
 ///
 /// # Errors
 /// When a folder can't be listed.
@@ -66,17 +66,49 @@ pub fn find(data_directory: &Path) -> Result<Links> {
             }
         } else if is_own(name) {
             for inner in list(&entry.path())? {
-                // Temporary files may be on a faster disk; they are removed at each startup.
-                let is_temporary = inner.file_name().to_string_lossy().starts_with("pgsql_tmp");
-                if !is_temporary {
+                if !is_temporary(&inner) {
                     found.strays.extend(link(&inner)?);
                 }
             }
         }
     }
+    for entry in list(&data_directory.join(TABLESPACES))? {
+        if entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()) {
+            found.strays.extend(in_tablespace(&entry.path())?);
+        }
+    }
     found.strays.sort();
     found.others.sort();
     Ok(found)
+}
+
+/// The links in the place of a tablespace's folder for a version (TABLESPACE_VERSION_DIRECTORY in relpath.h), or of a
+/// database's in it: a copy of the tablespace has them, and would write to the live one's files.
+///
+/// # Errors
+/// When a folder can't be listed.
+pub(crate) fn in_tablespace(folder: &Path) -> Result<Vec<Link>> {
+    let mut found = Vec::new();
+    for version in list(folder)? {
+        if !version.file_name().as_encoded_bytes().starts_with(b"PG_") {
+            continue;
+        }
+        if let Some(link) = link(&version)? {
+            found.push(link);
+            continue;
+        }
+        for inner in list(&version.path())? {
+            if !is_temporary(&inner) {
+                found.extend(link(&inner)?);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Temporary files may be on a faster disk; they are removed at each startup.
+fn is_temporary(entry: &DirEntry) -> bool {
+    entry.file_name().as_encoded_bytes().starts_with(b"pgsql_tmp")
 }
 
 /// A name that PostgreSQL itself makes in a data directory and uses while it runs.
@@ -210,5 +242,28 @@ mod tests {
         expected.push("pg_tblspc");
         expected.sort_unstable();
         assert_eq!(names(&moved), expected);
+    }
+
+    #[test]
+    fn a_link_in_a_tablespace_is_found() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (data, place) = (scratch.path().join("data"), scratch.path().join("ts"));
+        for folder in ["data/pg_tblspc/8/PG_15_202209061", "ts/PG_15_202209061/5", "ts/notes"] {
+            std::fs::create_dir_all(scratch.path().join(folder)).unwrap();
+        }
+        symlink(&place, data.join("pg_tblspc/7")).unwrap();
+        // A tablespace that was just dropped.
+        symlink(scratch.path().join("gone"), data.join("pg_tblspc/9")).unwrap();
+        for free in ["PG_15_202209061/pgsql_tmp", "notes/link"] {
+            symlink("/fast/elsewhere", place.join(free)).unwrap();
+        }
+        assert_eq!(find(&data).unwrap(), Links::default());
+        let strays = ["7/PG_15_202209061/6", "7/PG_16_202307071", "8/PG_15_202209061/5"];
+        let strays = strays.map(|name| data.join("pg_tblspc").join(name));
+        for stray in &strays {
+            symlink("/fast/elsewhere", stray).unwrap();
+        }
+        let found = find(&data).unwrap().strays.into_iter().map(|link| link.path);
+        assert_eq!(found.collect::<Vec<_>>(), strays);
     }
 }

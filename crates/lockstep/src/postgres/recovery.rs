@@ -157,6 +157,13 @@ pub fn apart() -> impl Iterator<Item = (String, String)> {
 
 const MARK: &str = "# written by lockstep restore:";
 
+/// Returns what a restore has written at the end of postgresql.auto.conf; nothing if it is no restore's.
+#[must_use]
+pub fn written_by_a_restore(text: &[u8]) -> &[u8] {
+    let mark = text.windows(MARK.len()).position(|found| found == MARK.as_bytes());
+    mark.map(|at| &text[at + MARK.len()..]).unwrap_or_default()
+}
+
 /// Settings that a restored cluster keeps: its port, no archiving into the old archive, and its own pid file
 /// (Debian's setting names the live cluster's, and an empty one isn't a file name). A standby keeps the server that
 /// it follows, and its archive_mode: with `on` it archives only once it is promoted, then as its primary did; with
@@ -213,6 +220,9 @@ pub fn passing(recovery: &Recovery) -> Vec<(String, String)> {
     }
     if recovery.target != Target::End {
         set("recovery_target_action", recovery.action.as_str().into());
+    }
+    if recovery.exclusive {
+        set("recovery_target_inclusive", "off".into());
     }
     if let Some(timeline) = &recovery.timeline {
         set("recovery_target_timeline", timeline.clone());
@@ -327,6 +337,9 @@ mod tests {
         let get = |name: &str| all.iter().find(|(n, _)| n == name).map(|(_, v)| v.as_str());
         assert_eq!(get("recovery_target_lsn"), Some("0/3000000"));
         assert_eq!(get("recovery_target_action"), Some("promote"));
+        assert_eq!(get("recovery_target_inclusive"), Some("on"));
+        let before = passing(&Recovery { exclusive: true, ..recovery.clone() });
+        assert!(before.contains(&("recovery_target_inclusive".to_owned(), "off".to_owned())));
         assert_eq!(get("recovery_target_timeline"), Some("latest"));
         assert_eq!(get("restore_command"), Some("false"));
         assert_eq!(get("archive_mode"), Some("off"));

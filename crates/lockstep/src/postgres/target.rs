@@ -73,6 +73,8 @@ impl Action {
 pub struct Recovery {
     /// Where it ends.
     pub target: Target,
+    /// It ends before what has this time, LSN or number, instead of after it (recovery_target_inclusive = off).
+    pub exclusive: bool,
     /// recovery_target_timeline: a number, `current` or `latest` (PostgreSQL's default).
     pub timeline: Option<String>,
     /// What happens there.

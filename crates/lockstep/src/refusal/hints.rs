@@ -37,6 +37,10 @@ impl Refusal {
             Self::WalEndsEarly { .. } => "take another set, with strategy label where a connection is possible; this one is whole only where an archive has that segment".into(),
             Self::WalDamaged { .. } => "is pg_wal written by anything but PostgreSQL? look at the file with pg_waldump".into(),
             Self::NotOneTransactionGroup { .. } => "is something else taking snapshots with the same name? use strategy label".into(),
+            Self::SnapshotMissing { set, snapshot, now: Some(now), repositories } => {
+                let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));
+                format!("it is \"{now}\" now: the set is good, and can be used once that is \"{snapshot}\" again; `{lockstep} check` says how{elsewhere}")
+            }
             Self::SnapshotMissing { set, repositories, .. } => format!("{}; was it destroyed by hand? To be rid of this set here: {lockstep} prune --local --set {set}", instead(set, repositories)),
             Self::PoolAway { set, pool, repositories, why, .. } => {
                 let elsewhere = elsewhere(set, repositories).map_or_else(String::new, |way| format!("; {way}"));

@@ -42,6 +42,9 @@ use crate::{steps, threads};
 const WRITE: &str = "write";
 /// How long it lasts without renewal, in seconds.
 const SECONDS: u64 = 300;
+/// It is renewed after this long, in seconds; earlier if the clock says that no more than half of its time is left: the
+/// machine slept, or its clock was set.
+const RENEWED: u64 = SECONDS / 3;
 /// How long an answer of the store about the lease counts, while one object after another is deleted or replaced.
 const CONFIRMED: Duration = Duration::from_secs(5);
 /// How far clocks may differ, in seconds. A lease that ends later than a new one would, plus this, has a wrong clock.
@@ -159,7 +162,10 @@ impl Held {
         let renew = move || {
             while !stopped.load(Ordering::SeqCst) {
                 std::thread::park_timeout(Duration::from_secs(1));
-                if renewed.elapsed() < Duration::from_secs(SECONDS / 3) {
+                let left = until.load(Ordering::SeqCst).saturating_sub(now());
+                let is_fresh =
+                    renewed.elapsed() < Duration::from_secs(RENEWED) && left > SECONDS / 2;
+                if is_fresh || stopped.load(Ordering::SeqCst) {
                     continue;
                 }
                 let mut lease = inside(&renewing);
@@ -530,6 +536,21 @@ mod tests {
         take("other", 3600, now()).unwrap();
         drop(held);
         assert!(take("third", 60, now()).is_err(), "what is another's isn't given back");
+    }
+
+    /// A laptop that slept for three minutes: the clock that measures the pause between two renewals slept too.
+    #[test]
+    fn who_slept_renews_the_lease_before_it_expires() {
+        let scratch = tempfile::tempdir().unwrap();
+        let repository = repository(&scratch);
+        let lease = Lease::acquire(&repository, WRITE, "this", SECONDS, now() - 180).unwrap();
+        let held = Held::keep(lease, "this".into()).unwrap();
+        let begun = Instant::now();
+        while held.expires.load(Ordering::SeqCst) < now() + SECONDS - 60 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "it isn't renewed");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        held.confirm().unwrap();
     }
 
     #[test]

@@ -144,8 +144,8 @@ fn not_built_in(config: &RepositoryConfig) -> Error {
 /// Checks whether anything says who asks S3. On one of Amazon's own machines nothing needs to.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn somebody_asks(config: &RepositoryConfig, is_set: impl Fn(&str) -> bool) -> bool {
-    let is_amazon =
-        config.endpoint.is_none() && !is_set("AWS_ENDPOINT_URL") && !is_set("AWS_ENDPOINT");
+    let servers = ["AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL", "AWS_ENDPOINT"];
+    let is_amazon = config.endpoint.is_none() && !servers.into_iter().any(&is_set);
     let ways = [
         "AWS_ACCESS_KEY_ID",
         "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -176,6 +176,7 @@ mod tests {
         let amazon = config("url = 's3://b'");
         assert!(somebody_asks(&amazon, |_| false), "a machine of Amazon's has a role");
         assert!(!somebody_asks(&amazon, |name| name == "AWS_ENDPOINT_URL"));
+        assert!(!somebody_asks(&amazon, |name| name == "AWS_ENDPOINT_URL_S3"));
     }
 
     #[test]

@@ -563,7 +563,8 @@ impl<'a> Build<'a> {
         if self.holds_subscriptions() {
             recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
         }
-        let places = tree::places_of_configuration(&self.manifest, &self.placement);
+        let mut places = tree::own_places(&self.manifest, &self.placement)?;
+        places.extend(tree::places_of_configuration(&self.manifest, &self.placement));
         let clone = self.request.clone.iter().flat_map(|clone| clone.settings.iter().cloned());
         let passing = recovery::passing(&self.recovery);
         let asked = self.request.settings.iter().cloned();

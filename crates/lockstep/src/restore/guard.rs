@@ -97,6 +97,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
         .into());
     }
     if !delta {
+        mounted::nothing_at(placement, &mounts)?;
         return Ok(there);
     }
     mounted::nothing_inside(&places[..filled], placement, &mounts)?;

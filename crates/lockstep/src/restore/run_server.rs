@@ -21,7 +21,7 @@ use crate::postgres::invalid_pages::IGNORE;
 use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Recovery, Target};
 use crate::postgres::{instance, recovery};
-use crate::process::Credentials;
+use crate::process::{Credentials, Program};
 use crate::steps;
 
 pub use ports::{check_port, free_port};
@@ -62,6 +62,9 @@ pub(super) fn start(
     if has_in_place_tablespaces(&data)? {
         options.push(("allow_in_place_tablespaces".into(), "on".into()));
     }
+    if archives_what_it_fetches(build, &bin_dir, user) {
+        options.push(("archive_mode".into(), "on".into()));
+    }
     if build.request.what.is_a_part() {
         options.push((IGNORE.to_owned(), "on".to_owned()));
     }
@@ -70,7 +73,13 @@ pub(super) fn start(
         Launch { bin_dir: &bin_dir, data: &data, log: &log, user, options, isolation: isolated };
     let before = control::read(&data)?;
     let mut server = server::start(&launch)?;
-    let (outcome, segments) = recover_at_last(build, &launch, &mut server, &before, restored.port)?;
+    let recovered = recover_at_last(build, &launch, &mut server, &before, restored.port);
+    // Whoever undoes this finds a server by its postmaster.pid, which one that was just started hasn't yet.
+    if matches!(recovered, Err(Error::Interrupted { .. })) && instance::postmaster(&data)?.is_none()
+    {
+        server.stop(Stop::Immediate)?;
+    }
+    let (outcome, segments) = recovered?;
     restored.recovery_log = server.recovery_log();
     restored.started = outcome != Outcome::ShutDown;
     if outcome == Outcome::Ready {
@@ -110,6 +119,21 @@ fn has_in_place_tablespaces(data: &Path) -> Result<bool> {
         name.is_some_and(is_number) && path.symlink_metadata().is_ok_and(|found| found.is_dir())
     };
     Ok(files::list(&data.join("pg_tblspc"))?.iter().any(is_one))
+}
+
+/// Whether recovery would have everything archived again that restore_command delivers (KeepFileRestoredFromArchive in
+/// xlogarchive.c): an archive_command that doesn't overwrite would never get past the first of these files. A server that
+/// isn't a standby archives the same with `on` as with `always`.
+fn archives_what_it_fetches(build: &Build, bin_dir: &Path, user: Option<Credentials>) -> bool {
+    let recovery = &build.recovery;
+    if !recovery.keep_archiving || recovery.standby.is_some() || recovery.restore_command.is_none()
+    {
+        return false;
+    }
+    let data = &build.placement.data;
+    let postgres = Program::new(bin_dir.join("postgres")).arg("-D").arg(data);
+    let asked = postgres.args(["-C", "archive_mode"]).as_user(user).current_dir(data);
+    asked.run_for_output().is_ok_and(|mode| mode.trim() == "always")
 }
 
 /// Waits until recovery is where it should end. If something stops it that another start resolves, starts it again.

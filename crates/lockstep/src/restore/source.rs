@@ -532,6 +532,10 @@ fn make_wal_folders(
     for part in &volume.parts {
         let mut path = placed.mountpoint.clone();
         files::create_owned_directory(&path, owner)?;
+        if placed.dataset.is_none() {
+            // The segments would inherit them.
+            files::remove_access_lists(&path)?;
+        }
         for step in &part.inside {
             path.push(Path::new(step));
             files::create_owned_directory(&path, owner)?;

@@ -20,17 +20,18 @@ use pgfiles::wal_name::{WalFileName, WalSegment, is_backup_history};
 use super::build::Build;
 use super::placement::Placement;
 use super::source::Source;
-use super::{choice, control, prepared};
+use super::{choice, control, own_places, prepared};
 use crate::error::{Error, Result};
 use crate::files::{self, opened};
+use crate::mirror::serve;
 use crate::plan::strategy::Strategy;
 use crate::postgres::classify::STATE;
 use crate::postgres::instance::{self, path_bytes};
 use crate::postgres::wal::WalIdentity;
-use crate::postgres::{copies, recovery, wal};
+use crate::postgres::{copies, links, recovery, wal};
 use crate::process::Credentials;
 use crate::refusal::Refusal;
-use crate::set::manifest::{CONFIGURATION, Manifest, WalStored, of_configuration};
+use crate::set::manifest::{CONFIGURATION, Manifest, SetFile, WalStored, hash, of_configuration};
 use crate::set::own_files::FrozenWal;
 
 /// A file of the set: a standby's pg_control, as it was after the last snapshot.
@@ -60,6 +61,16 @@ pub(super) fn prepare(build: &Build, owner: Option<Credentials>) -> Result<()> {
     if let Some(link) = folder_elsewhere(&build.placement) {
         let why = format!("\"{}\" is a symbolic link, and no folder", link.display());
         return Err(damaged(build, why));
+    }
+    // A backup is refused for them, and was not in the past.
+    for tablespace in build.placement.tablespaces.values() {
+        if let Some(link) = links::in_tablespace(&tablespace.real)?.into_iter().next() {
+            let (path, target) = (link.path.display(), link.target.display());
+            let why = format!(
+                "\"{path}\" is a link to \"{target}\", whose files are in no snapshot of it"
+            );
+            return Err(damaged(build, why));
+        }
     }
     turn_links(build)?;
     clean(build, owner)?;
@@ -112,12 +123,31 @@ fn turn_links(build: &Build) -> Result<()> {
         files::link(&link, target)?;
     }
     let folder = placement.data.join("pg_tblspc");
+    remove_other_links(&folder)?;
     for (oid, _) in instance::tablespace_links(&placement.data)? {
         let link = folder.join(oid.to_string());
         unlink(&link)?;
         // A link that the manifest doesn't know belongs to no part: it must not lead anywhere.
         if let Some(tablespace) = placement.tablespaces.get(&oid) {
             files::link(&link, &tablespace.link)?;
+        }
+    }
+    Ok(())
+}
+
+/// Removes the links in pg_tblspc that PostgreSQL didn't make: a tablespace's former place, or a name for people. A
+/// server goes through all names there, removes temporary tables behind them when it starts, and empties unlogged ones
+/// when recovery ends (RemovePgTempFiles in fd.c, ResetUnloggedRelations in reinit.c): those of the live cluster.
+fn remove_other_links(folder: &Path) -> Result<()> {
+    for path in files::list(folder)? {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        let is_oid = name.parse::<u32>().is_ok_and(|oid| oid.to_string() == name);
+        if path.is_symlink() && !is_oid {
+            tracing::warn!(
+                "\"{}\" isn't restored: it is a link of no tablespace, and may lead into one of the original",
+                path.display()
+            );
+            files::remove_owned(&path)?;
         }
     }
     Ok(())
@@ -397,7 +427,8 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
     for name in CONFIGURATION {
         let path = build.placement.data.join(name);
         let key = of_configuration(name);
-        let bytes = if build.manifest.files.contains_key(&key) {
+        let kept = build.manifest.files.get(&key);
+        let bytes = if kept.is_some_and(|kept| !is_mirror_s(name, kept)) {
             let kept = build.read_set_file(&key)?;
             if name == "postgresql.conf" {
                 recovery::staying(&kept, &build.placement.data)
@@ -426,6 +457,12 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
         files::write_owned(&path, &bytes, owner)?;
     }
     Ok(())
+}
+
+/// Whether this is the pg_hba.conf of a mirror's own server, which sets of mirrors had in the past: it lets in whoever
+/// may open the socket. The primary's is in the data directory.
+fn is_mirror_s(name: &str, kept: &SetFile) -> bool {
+    name == "pg_hba.conf" && kept.blake3 == hash(serve::HBA)
 }
 
 /// Removes a `data_directory` from postgresql.conf: with it, a server that is started on this folder would run the
@@ -464,6 +501,21 @@ pub(super) fn places_of_configuration(
         files.iter().filter(|(_, name)| manifest.files.contains_key(&of_configuration(name)));
     let path = |name: &str| placement.data.join(name).display().to_string();
     kept.map(|(setting, name)| ((*setting).to_owned(), path(name))).collect()
+}
+
+/// Returns settings that lead to the restored cluster's own files, where the original's lead into its data directory.
+pub(super) fn own_places(
+    manifest: &Manifest,
+    placement: &Placement,
+) -> Result<Vec<(String, String)>> {
+    let data = &placement.data;
+    let reader = files::reader_of(data)?;
+    let read = |path: &Path| match files::read_as(path, reader) {
+        // Neither can the server, then.
+        Err(Error::Command { .. }) => Ok(None),
+        read => read,
+    };
+    own_places::settings(data, &manifest.postgres.data_directory, read)
 }
 
 /// Rewrites postgresql.auto.conf with `settings` at its end.

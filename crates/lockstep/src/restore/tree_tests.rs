@@ -40,6 +40,15 @@ fn a_link_to_a_tablespace_is_corrected_however_its_path_is_written() {
 }
 
 #[test]
+fn what_a_mirror_s_server_lets_in_is_not_restored() {
+    let kept =
+        |bytes: &[u8]| SetFile { bytes: u64::try_from(bytes.len()).unwrap(), blake3: hash(bytes) };
+    assert!(is_mirror_s("pg_hba.conf", &kept(serve::HBA)));
+    assert!(!is_mirror_s("pg_hba.conf", &kept(b"local all all trust\n")));
+    assert!(!is_mirror_s("pg_ident.conf", &kept(serve::HBA)));
+}
+
+#[test]
 fn a_link_in_the_place_of_a_folder_is_found() {
     let scratch = tempfile::tempdir().unwrap();
     let real = scratch.path().canonicalize().unwrap();
@@ -70,6 +79,22 @@ fn a_link_in_the_place_of_a_folder_is_found() {
         std::fs::remove_file(&folder).unwrap();
         std::fs::rename(&aside, &folder).unwrap();
     }
+}
+
+#[test]
+fn only_links_of_tablespaces_stay() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().canonicalize().unwrap();
+    remove_other_links(&folder.join("none")).unwrap();
+    std::fs::create_dir_all(folder.join("16385/PG_15_202209061")).unwrap();
+    std::fs::write(folder.join("notes"), b"").unwrap();
+    for name in ["16384", "16384.old", "016384", "fast", "+7", "99999999999"] {
+        symlink("/srv/ts", folder.join(name)).unwrap();
+    }
+    remove_other_links(&folder).unwrap();
+    let mut left = files::list(&folder).unwrap();
+    left.sort();
+    assert_eq!(left, ["16384", "16385", "notes"].map(|name| folder.join(name)));
 }
 
 #[test]

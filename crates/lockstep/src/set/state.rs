@@ -487,8 +487,11 @@ fn complete_in(folder: &Path) -> Result<Vec<SetId>> {
 /// snapshots would count as another state_dir's.
 pub fn owner_of(state_dir: &Path) -> Result<String> {
     let path = &state_dir.join("owner");
-    let how = match std::fs::read(path) {
-        Err(e) if e.kind() == ErrorKind::NotFound => "is missing".to_owned(),
+    let is_missing = |e: &std::io::Error| e.kind() == ErrorKind::NotFound;
+    let found = std::fs::read(path);
+    let is_first = found.as_ref().is_err_and(is_missing);
+    let how = match found {
+        Err(e) if is_missing(&e) => "is missing".to_owned(),
         read => {
             let bytes = read.map_err(Error::io("read", path))?;
             match bytes.trim_ascii() {
@@ -502,7 +505,13 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
     };
     refuse_with_sets(state_dir, path, &how)?;
     let owner = random_characters::<OWNER>()?;
-    files::publish(path, format!("{owner}\n").as_bytes())?;
+    let text = format!("{owner}\n");
+    if !is_first {
+        files::publish(path, text.as_bytes())?;
+    } else if !files::publish_first(path, text.as_bytes())? {
+        // Another command was faster, and may have marked snapshots with its id by now.
+        return owner_of(state_dir);
+    }
     Ok(owner)
 }
 

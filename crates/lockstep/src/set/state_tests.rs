@@ -189,6 +189,23 @@ fn the_owner_stays() {
     assert!(!temporary.0.join("owner").exists(), "none is made");
 }
 
+/// The first backups of two clusters, by one timer: with two ids, what one of them took would be another state_dir's.
+#[test]
+fn first_commands_at_a_time_get_one_id() {
+    for _ in 0..20 {
+        let temporary = Temporary::new("first");
+        std::fs::create_dir_all(&temporary.0).unwrap();
+        let ids: std::collections::BTreeSet<String> = std::thread::scope(|scope| {
+            let first = || owner_of(&temporary.0).unwrap();
+            let all: Vec<_> = (0..4).map(|_| scope.spawn(first)).collect();
+            all.into_iter().map(|one| one.join().unwrap()).collect()
+        });
+        assert_eq!(ids.len(), 1, "{ids:?}");
+        assert!(ids.contains(&owner_of(&temporary.0).unwrap()));
+        assert_eq!(std::fs::read_dir(&temporary.0).unwrap().count(), 1, "nothing else is left");
+    }
+}
+
 #[test]
 fn one_lock_a_cluster() {
     let temporary = Temporary::new("lock");

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::names::SetId;
 use crate::refusal::Refusal;
 use crate::set::manifest::{Manifest, SetFile, SetVolume, hash_file};
-use crate::volume::zfs::{Away, Guid};
+use crate::set::removal;
+use crate::volume::zfs::{Away, Guid, SnapshotName};
 
 /// Checks the snapshots against the manifest.
 pub(crate) fn snapshots(cx: &Context, manifest: &Manifest) -> Result<()> {
@@ -24,7 +25,10 @@ pub(crate) fn snapshot(cx: &Context, manifest: &Manifest, volume: &SetVolume) ->
         Ok(Some(found)) => found,
         other => match (cx.zfs.away(&volume.pool)?, other) {
             (None, Err(error)) => return Err(error),
-            (away, _) => return Err(missing(cx, manifest, volume, away).into()),
+            (away, _) => {
+                let moved = moved(cx, &[volume]);
+                return Err(missing(cx, manifest, volume, away, &moved).into());
+            }
         },
     };
     if found.guid != volume.guid {
@@ -50,6 +54,9 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
     let standing = cx.zfs.standing(&named)?;
     let pools = sets.iter().flat_map(|set| &set.volumes).map(|of| of.pool.as_str());
     let away = cx.zfs.all_away(pools)?;
+    let gone = sets.iter().filter_map(|set| set.first_gone(&standing));
+    let gone = gone.filter_map(|(volume, found)| found.is_none().then_some(volume));
+    let moved = moved(cx, &gone.collect::<Vec<_>>());
     let why = |set: &Manifest| {
         let (volume, found) = set.first_gone(&standing)?;
         // It may be removed at the same time, and not exist any more.
@@ -57,7 +64,7 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
             return None;
         }
         Some(match found {
-            None => missing(cx, set, volume, away.get(&volume.pool).copied()),
+            None => missing(cx, set, volume, away.get(&volume.pool).copied(), &moved),
             Some(found) => swapped(cx, set, volume, found.guid),
         })
     };
@@ -69,15 +76,40 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
 
 /// Returns the refusal for a snapshot that doesn't exist: if its pool isn't available, nobody knows whether it is
 /// gone.
-fn missing(cx: &Context, set: &Manifest, volume: &SetVolume, away: Option<Away>) -> Refusal {
+fn missing(
+    cx: &Context,
+    set: &Manifest,
+    volume: &SetVolume,
+    away: Option<Away>,
+    moved: &Moved,
+) -> Refusal {
     let (id, snapshot) = (set.set.to_string(), volume.snapshot.to_string());
     let repositories = cx.state.repositories_with(&set.set);
     match away {
         Some(why) => {
             Refusal::PoolAway { set: id, pool: volume.pool.clone(), why, snapshot, repositories }
         }
-        None => Refusal::SnapshotMissing { set: id, snapshot, repositories },
+        None => {
+            let now = moved.get(&volume.snapshot).map(ToString::to_string);
+            Refusal::SnapshotMissing { set: id, snapshot, now, repositories }
+        }
     }
+}
+
+/// Present names of snapshots that are gone, by their old ones.
+type Moved = BTreeMap<SnapshotName, SnapshotName>;
+
+/// Finds those that went along with their dataset, which was renamed: such a set is good, and nobody shall be told how to
+/// be rid of it. That they are gone is an error anyway, so failing to look is none.
+fn moved(cx: &Context, gone: &[&SetVolume]) -> Moved {
+    if gone.is_empty() {
+        return Moved::new();
+    }
+    let gone: Vec<_> = gone.iter().map(|volume| removal::recorded(volume)).collect();
+    removal::renamed(cx, &gone).unwrap_or_else(|error| {
+        tracing::debug!(error = %error.chain(), "can't look for snapshots that moved");
+        Moved::new()
+    })
 }
 
 /// Returns the refusal for a snapshot that has the right name but is another one.

@@ -2,7 +2,8 @@
 //! what is elsewhere.
 //!
 //! What could go wrong: the set has less than the server, and nobody notices until its host is lost. So what isn't
-//! there, or isn't the newest, is a problem of the set.
+//! there, or isn't the newest, is a problem of the set. Or it has what is meant for this server only: a mirror's own
+//! pg_hba.conf lets in whoever may open its socket.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -12,6 +13,7 @@ use postgres::Client;
 use crate::context::Context;
 use crate::error::Result;
 use crate::files;
+use crate::mirror::serve::HBA;
 use crate::plan::facts::{ConfigFiles, Configuration, ServerFacts};
 use crate::plan::warnings;
 use crate::postgres::file_settings::{self, Doubt, FileSettings};
@@ -113,7 +115,10 @@ impl Here<'_> {
     fn keep(&mut self, name: &'static str, places: &ConfigFiles) {
         let read = |path: &Path| files::read_as(path, self.reader);
         let (path, whole) = match name {
-            "pg_hba.conf" => (&places.hba, hba::whole(&places.hba, read)),
+            "pg_hba.conf" => match hba::whole(&places.hba, read) {
+                Ok(Some(own)) if own.text == HBA => return self.keep_primary_s(name),
+                whole => (&places.hba, whole),
+            },
             "pg_ident.conf" => (&places.ident, hba::whole(&places.ident, read)),
             _ => (&places.config, conf::whole(&places.config, read)),
         };
@@ -133,6 +138,21 @@ impl Here<'_> {
             true => warnings::unread_configuration(name, path, &why),
             false => warnings::unread_include(name, path, &why),
         });
+    }
+
+    /// Keeps the pg_hba.conf in a mirror's data directory, which is its primary's: a restored cluster goes by that,
+    /// whatever the primary's postgresql.conf says where it is.
+    fn keep_primary_s(&mut self, name: &'static str) {
+        let path = self.data.join(name);
+        let whole = hba::whole(&path, |path: &Path| files::read_as(path, self.reader));
+        match whole {
+            Ok(Some(whole)) => self.found.files.push((name, whole.text)),
+            Ok(None) => {}
+            Err(error) => {
+                let warning = warnings::unread_include(name, &path, &error.chain());
+                self.found.warnings.push(warning);
+            }
+        }
     }
 
     /// Whether a path leads out of the data directory, itself or by a link. An empty one leads nowhere.

@@ -248,6 +248,26 @@ fn a_history_that_is_in_the_archive_is_not_archived_again() {
     assert_clean(&fixture);
 }
 
+/// A tablespace's dataset is rarely busy, and was exchanged below the running server; the data directory's is.
+#[test]
+fn nothing_changes_places_while_the_original_runs() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    let [a, b] = [0, 1].map(|at| fixture.pools[at].name.as_str());
+    let names = || zfs(&["list", "-H", "-o", "name,origin,mountpoint", "-r", a, b]);
+    let before = names();
+    let outcome = support::command::run(&mut shell(&fixture, &restored, "", &["stop", "clones"]));
+    assert!(!outcome.ok(), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("the original's server runs in "), "{}", outcome.describe());
+    assert!(fixture.cluster.is_running());
+    assert_eq!(names(), before);
+    run(&fixture, &restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
 /// With the data directory's dataset, those below it would be renamed, and the cluster would be in pieces; what was
 /// live among them would be destroyed with `…-before`.
 #[test]
@@ -321,6 +341,7 @@ fn a_cluster_that_was_not_moved_is_not_removed() {
     fixture.cluster.stop(Stop::Fast);
     let link = || std::fs::read_link(fixture.cluster.data.join("pg_wal")).ok();
     let before = link();
+    let moved = fixture.target("moved");
     for names in [&["stop", "clones", "links"][..], &["links"][..]] {
         let outcome = support::command::run(&mut shell(&fixture, &restored, "", names));
         assert!(!outcome.ok(), "{}", outcome.describe());
@@ -328,6 +349,15 @@ fn a_cluster_that_was_not_moved_is_not_removed() {
         assert!(restored.data.join("global/pg_control").exists(), "{}", outcome.describe());
         assert_eq!(link(), before);
     }
+    // `data` is a link here: who moves it has moved nothing.
+    let data = Path::new(folder(&restored)).join("data");
+    assert!(data.is_symlink());
+    std::fs::rename(&data, &moved).expect("the test may");
+    let outcome = support::command::run(&mut shell(&fixture, &restored, "", &["links"]));
+    assert!(outcome.stderr.contains("is still in "), "{}", outcome.describe());
+    assert!(moved.join("global/pg_control").exists(), "{}", outcome.describe());
+    assert_eq!(link(), before);
+    std::fs::remove_file(&moved).expect("the test may");
     run(&fixture, &restored, "", &["remove"]);
     fixture.discard_set(&set.id);
     assert_clean(&fixture);

@@ -4,7 +4,7 @@
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{command, give_to_postgres, must, wait_until};
 use crate::support::faults::{
-    Hooks, assert_nothing_remains, assert_restorable, assert_said, differences, kill_at,
+    Hooks, assert_nothing_remains, assert_restorable, assert_said, differences, entries, kill_at,
     restore_arguments, server_by_hand, signal_at, walk,
 };
 use crate::support::fixture::Fixture;
@@ -14,6 +14,7 @@ use crate::support::pools::{destroy as destroy_dataset, patiently, zfs};
 use crate::support::workspace::processes_of;
 use rustix::process::Signal;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 fn quiet() -> Fixture {
@@ -78,6 +79,44 @@ fn ended_at_each_step() {
     let clone = lockstep.clone_create("dev", &["--set", &set]);
     assert_eq!(clone.server().value("postgres", ROWS), "1 2");
     lockstep.expect(exit::DONE, &destroy);
+}
+
+/// A signal that comes before the server has written its postmaster.pid: only its process is known by then.
+#[test]
+fn ended_while_its_server_begins() {
+    let fixture = quiet();
+    fixture.lockstep().backup("label");
+    let (bin, real) = (fixture.owned("bin"), &fixture.cluster.bin);
+    for program in entries(real) {
+        let name = program.file_name().expect("a program has a name");
+        if name != "postgres" {
+            symlink(&program, bin.join(name)).expect("a link can be made");
+        }
+    }
+    // In the server's namespace /tmp can be written to.
+    let begins = PathBuf::from(format!("/tmp/lockstep-begins-{}", std::process::id()));
+    let script = format!(
+        "#!/bin/sh\nif [ \"$1\" = -D ]; then\n  : > {}\n  i=0\n  while [ $i -lt 600 ]; do sleep 0.1; i=$((i + 1)); done\nfi\nexec {} \"$@\"\n",
+        begins.display(),
+        real.join("postgres").display()
+    );
+    let slow = bin.join("postgres");
+    fs::write(&slow, script).expect("it can be written");
+    fs::set_permissions(&slow, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let config = fixture.root().join("slow.toml");
+    let text = fs::read_to_string(fixture.config()).expect("the configuration");
+    fs::write(&config, text.replace(&toml_string(real), &toml_string(&bin))).expect("written");
+    let lockstep = Lockstep::new(&config, real);
+    for signal in [Signal::INT, Signal::TERM] {
+        let program = lockstep.spawn(&["clone", "create", "dev"]);
+        wait_until("the server begins", LIMIT, || begins.exists());
+        program.signal(signal);
+        let outcome = program.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{}", outcome.describe());
+        assert!(!outcome.stderr.contains("left for the next start"), "{}", outcome.describe());
+        assert_nothing_remains(&fixture, &[], &format!("{signal:?} while its server begins"));
+        fs::remove_file(&begins).expect("it is there");
+    }
 }
 
 /// Two clones at the same time are two servers, and either one can be destroyed first.

@@ -203,6 +203,34 @@ fn an_adopted_set_is_found_after_a_rename() {
     fixture.cluster.start();
 }
 
+/// The set is good: whoever wants to use it is told what its snapshot is called now, and not how to be rid of the set.
+#[test]
+fn nobody_is_told_to_remove_a_set_whose_dataset_was_renamed() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    fixture.cluster.stop(Stop::Fast);
+    let place = fixture.layout.datasets.iter().position(|dataset| dataset.mount == "ts2");
+    let dataset = &fixture.datasets[place.expect("it has ts2")];
+    let renamed = format!("{dataset}-renamed");
+    patiently("zfs", &["rename", dataset, &renamed], || ()).expect("nobody uses it");
+    let to = fixture.target("r");
+    let way_back = format!("it is \"{renamed}@lockstep-{}\" now", set.id);
+    for (arguments, code) in [
+        (restore_arguments(&set.id, &to, &[]), exit::REFUSED),
+        (vec!["clone", "create", "c", "--set", &set.id], exit::REFUSED),
+        (vec!["show", &set.id], exit::PROBLEMS),
+    ] {
+        let outcome = lockstep.run(&arguments);
+        assert_eq!(outcome.code, Some(code), "{}", outcome.describe());
+        assert_said(&outcome, &[&way_back]);
+        assert!(!outcome.stderr.contains("prune --local"), "{}", outcome.describe());
+    }
+    patiently("zfs", &["rename", &renamed, dataset], || ()).expect("nobody uses it");
+    let restored = lockstep.restore_and_start(&set.id, &to, &[]);
+    restored.server().stop(Stop::Fast);
+}
+
 /// The program with the same configuration, but this state_dir.
 fn with_state(fixture: &Fixture, name: &str) -> Lockstep {
     let text = fs::read_to_string(fixture.root().join("shipping.toml")).expect("the configuration");

@@ -90,8 +90,9 @@ fn not_opened(options: &CloudOptions, error: object_store::Error) -> StoreError 
     error
 }
 
-/// Returns the environment variables with this prefix, named as `object_store` knows them. The options' own credentials
-/// take precedence over the environment's, so the callers leave out what would come along with the latter.
+/// Returns the environment variables with this prefix, named as `object_store` knows them. The options' own server and
+/// credentials take precedence over the environment's, so the callers leave out what would come along with the latter,
+/// or go before the former.
 #[cfg(any(feature = "aws", feature = "gcp", feature = "azure"))]
 fn environment(beginning: &str) -> Vec<(String, String)> {
     let all = std::env::vars_os().filter_map(|(name, value)| {
@@ -119,8 +120,13 @@ impl ObjectStorage {
         for (name, value) in environment("GOOGLE_") {
             let Ok(key) = name.parse::<Key>() else { continue };
             // An account in the environment and another one in the options would be an error.
-            let asks =
-                matches!(key, Key::ServiceAccount | Key::ServiceAccountKey | Key::BearerToken);
+            let asks = matches!(
+                key,
+                Key::ServiceAccount
+                    | Key::ServiceAccountKey
+                    | Key::BearerToken
+                    | Key::SkipSignature
+            );
             if !(asks && options.secret.is_some()) {
                 builder = builder.with_config(key, value);
             }
@@ -147,9 +153,18 @@ impl ObjectStorage {
         let mut builder = Builder::new();
         for (name, value) in environment("AZURE_") {
             let Ok(key) = name.parse::<Key>() else { continue };
-            // Otherwise a token would be used instead of the options' own key.
-            let asks = matches!(key, Key::AccessKey | Key::Token | Key::SasKey);
-            if !(asks && options.secret.is_some()) {
+            // Otherwise a token would be used instead of the options' own key, or none.
+            let asks = matches!(
+                key,
+                Key::AccessKey
+                    | Key::Token
+                    | Key::SasKey
+                    | Key::SkipSignature
+                    | Key::CredentialType
+            );
+            // An emulator goes before any endpoint.
+            let leads = matches!(key, Key::UseEmulator) && options.endpoint.is_some();
+            if !(leads || (asks && options.secret.is_some())) {
                 builder = builder.with_config(key, value);
             }
         }
@@ -180,7 +195,7 @@ impl ObjectStorage {
 #[cfg(feature = "aws")]
 pub(super) mod s3 {
     use std::sync::{Arc, Mutex, PoisonError};
-    use std::time::{Duration, Instant, SystemTime};
+    use std::time::{Duration, SystemTime};
 
     use futures_util::future::BoxFuture;
     use object_store::aws::{
@@ -218,13 +233,25 @@ pub(super) mod s3 {
     }
 
     /// Returns the environment's settings, without its credentials if the options have others: a session token from the
-    /// environment would make the options' own key invalid.
-    fn from_environment(has_credentials: bool) -> AmazonS3Builder {
-        use AmazonS3ConfigKey::{AccessKeyId, SecretAccessKey, Token};
+    /// environment would make the options' own key invalid, and so would its wish to sign nothing. Nor its server, if
+    /// the options have one: `AWS_ENDPOINT_URL_S3` would go before that.
+    fn from_environment(
+        options: &CloudOptions,
+        environment: Vec<(String, String)>,
+    ) -> AmazonS3Builder {
+        use AmazonS3ConfigKey::{
+            AccessKeyId, Endpoint, S3Endpoint, SecretAccessKey, SkipSignature, Token,
+        };
+        let (has_key, has_server) = (options.access_key_id.is_some(), options.endpoint.is_some());
         let mut builder = AmazonS3Builder::new();
-        for (name, value) in environment("AWS_") {
+        for (name, value) in environment {
             let Ok(key) = name.parse::<AmazonS3ConfigKey>() else { continue };
-            if !(has_credentials && matches!(key, AccessKeyId | SecretAccessKey | Token)) {
+            let is_replaced = match key {
+                AccessKeyId | SecretAccessKey | Token | SkipSignature => has_key,
+                Endpoint | S3Endpoint => has_server,
+                _ => false,
+            };
+            if !is_replaced {
                 builder = builder.with_config(key, value);
             }
         }
@@ -232,7 +259,7 @@ pub(super) mod s3 {
     }
 
     fn builder(options: &CloudOptions, headers: HeaderMap) -> AmazonS3Builder {
-        let mut builder = from_environment(options.access_key_id.is_some());
+        let mut builder = from_environment(options, environment("AWS_"));
         let is_amazon = options.endpoint.is_none()
             && builder.get_config_value(&AmazonS3ConfigKey::Endpoint).is_none()
             && builder.get_config_value(&AmazonS3ConfigKey::S3Endpoint).is_none();
@@ -275,19 +302,20 @@ pub(super) mod s3 {
         options: CloudOptions,
         days: u32,
         plain: Arc<AmazonS3>,
-        locking: Mutex<Option<(Instant, Arc<AmazonS3>)>>,
+        locking: Mutex<Option<(SystemTime, Arc<AmazonS3>)>>,
         prolonger: Prolonger,
     }
 
     impl Retention {
         fn client(&self) -> Result<Arc<AmazonS3>> {
             let mut locking = self.locking.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = SystemTime::now();
             if let Some((made, client)) = &*locking
-                && made.elapsed() < FRESH
+                && is_fresh(*made, now)
             {
                 return Ok(client.clone());
             }
-            let until = until(SystemTime::now(), self.days).ok_or_else(|| {
+            let until = until(now, self.days).ok_or_else(|| {
                 let source = format!("{} days from now is no date", self.days).into();
                 object_store::Error::Generic { store: "S3", source }
             })?;
@@ -297,9 +325,15 @@ pub(super) mod s3 {
             // S3 requires that a request with a lock names the checksum, which is sent anyway.
             headers.insert("x-amz-sdk-checksum-algorithm", HeaderValue::from_static("SHA256"));
             let client = Arc::new(builder(&self.options, headers).build()?);
-            *locking = Some((Instant::now(), client.clone()));
+            *locking = Some((now, client.clone()));
             Ok(client)
         }
+    }
+
+    /// Whether a client's date is still late enough. The time for which the machine slept counts too, and a clock that
+    /// was set back leaves no date that nobody asked for.
+    fn is_fresh(made: SystemTime, now: SystemTime) -> bool {
+        now.duration_since(made).is_ok_and(|age| age < FRESH)
     }
 
     /// Returns the date that a client made now sends.
@@ -336,11 +370,46 @@ pub(super) mod s3 {
         use super::*;
 
         #[test]
+        fn the_options_server_and_key_go_before_the_environments() {
+            use AmazonS3ConfigKey::{AccessKeyId, Endpoint, S3Endpoint, SkipSignature};
+            let variables = [
+                ("aws_access_key_id", "theirs"),
+                ("aws_secret_access_key", "theirs"),
+                ("aws_skip_signature", "true"),
+                ("aws_endpoint_url", "https://a.example"),
+                ("aws_endpoint_url_s3", "https://b.example"),
+            ];
+            let built = |options: &CloudOptions| {
+                let variables = variables.iter();
+                let variables =
+                    variables.map(|(name, value)| (name.to_string(), value.to_string()));
+                from_environment(options, variables.collect())
+            };
+            let found = |builder: &AmazonS3Builder| {
+                [AccessKeyId, Endpoint, S3Endpoint]
+                    .map(|key| builder.get_config_value(&key).is_some())
+            };
+            let theirs = built(&CloudOptions::default());
+            assert_eq!(found(&theirs), [true; 3]);
+            assert_eq!(theirs.get_config_value(&SkipSignature).as_deref(), Some("true"));
+            let ours = built(&CloudOptions {
+                endpoint: Some("https://c.example".into()),
+                access_key_id: Some("ours".into()),
+                ..CloudOptions::default()
+            });
+            assert_eq!(found(&ours), [false; 3], "`S3Endpoint` would go before the options' own");
+            assert_ne!(ours.get_config_value(&SkipSignature).as_deref(), Some("true"));
+        }
+
+        #[test]
         fn a_lock_outlives_the_days_that_were_asked_for() {
             let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
             assert_eq!(until(at(0), 1).unwrap(), "1970-01-02T01:00:00Z");
             assert_eq!(until(at(1_800_000_000), 30).unwrap(), "2027-02-14T09:00:00Z");
             assert!(until(at(0), u32::MAX).is_none(), "no date");
+            assert!(is_fresh(at(5000), at(5000)) && is_fresh(at(5000), at(8599)));
+            assert!(!is_fresh(at(5000), at(8600)), "what it writes would be locked for too short");
+            assert!(!is_fresh(at(5000), at(4999)), "the clock was wrong");
         }
     }
 }

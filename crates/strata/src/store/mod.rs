@@ -8,6 +8,7 @@ mod around;
 #[cfg(feature = "cloud")]
 mod cloud;
 mod half_written;
+mod listing;
 mod object;
 mod paced;
 #[cfg(feature = "aws")]
@@ -129,6 +130,9 @@ impl StoreError {
         if let Some(hint) = self.source.as_deref().and_then(|e| translate::hint_of_cause(e)) {
             return Some(hint);
         }
+        if self.verb == LIST && self.source.as_deref().is_some_and(|e| translate::is_odd_name(e)) {
+            return Some(ODD_NAME);
+        }
         if self.verb == CREATE && self.source.as_deref().is_some_and(|e| translate::lacks_links(e))
         {
             return Some(NO_LINKS);
@@ -223,6 +227,9 @@ pub trait Storage: Send + Sync {
 
 /// In a folder, put-if-absent is link(2).
 const NO_LINKS: &str = "has this file system hard links? objects that must not replace another are made with them, and CIFS, exFAT, FAT and many FUSE file systems have none: use ext4, XFS, ZFS or NFS, or an object store";
+
+/// `object_store` lists nothing of a bucket in which it takes one object's name for wrong.
+const ODD_NAME: &str = "the name isn't one of Lockstep's: another program has put that object there; remove it, or give it another name, with the store's own tools";
 
 /// The verb for listing.
 const LIST: &str = "list";

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload}
 use tokio::runtime::{Builder, Runtime};
 
 use super::half_written::{self, Reach};
+use super::listing;
 use super::translate::translated;
 use super::upload::{Locking, Upload};
 use super::{
@@ -24,6 +26,8 @@ use super::{
 
 /// A file up to this size is put in one call, a larger one in parts of this size.
 const PART: u64 = 8 << 20;
+/// How many objects of a folder are listed at a time.
+const LISTED: usize = 256;
 
 /// How long a call may take.
 #[derive(Clone, Copy, Debug)]
@@ -167,6 +171,50 @@ impl ObjectStorage {
         }
     }
 
+    /// Lists a local folder. Each part of the listing has a call's time limit.
+    fn list_folder(
+        &self,
+        folder: &FilePath,
+        prefix: &str,
+        each: &mut dyn FnMut(Listed),
+    ) -> StoreResult<()> {
+        let Some(runtime) = &self.calls.0 else {
+            return Err(StoreError::new(LIST, prefix, StoreErrorKind::Other));
+        };
+        let (send, parts) = sync_channel::<std::io::Result<Vec<Listed>>>(1);
+        let (folder, below) = (folder.to_path_buf(), prefix.to_string());
+        runtime.spawn_blocking(move || {
+            let mut part = Vec::new();
+            let listed = listing::list(&folder, &below, &mut |listed| {
+                part.push(listed);
+                // Once nobody waits for it any more, it ends.
+                part.len() < LISTED || send.send(Ok(std::mem::take(&mut part))).is_ok()
+            });
+            if !part.is_empty() {
+                let _ = send.send(Ok(part));
+            }
+            // An empty part is the end.
+            let _ = send.send(listed.map(|()| Vec::new()));
+        });
+        loop {
+            match parts.recv_timeout(self.timeouts.call) {
+                Ok(Ok(part)) if part.is_empty() => return Ok(()),
+                Ok(Ok(part)) => part.into_iter().for_each(&mut *each),
+                Ok(Err(error)) => return Err(not_listed(prefix, error)),
+                Err(RecvTimeoutError::Timeout) => {
+                    let source = format!("no answer within {:?}", self.timeouts.call);
+                    return Err(StoreError {
+                        source: Some(source.into()),
+                        ..StoreError::new(LIST, prefix, StoreErrorKind::TimedOut)
+                    });
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(StoreError::new(LIST, prefix, StoreErrorKind::Other));
+                }
+            }
+        }
+    }
+
     fn put_parts(&self, path: &str, file: &mut File, length: u64) -> StoreResult<()> {
         let target = self.path("put", path)?;
         let mut upload = match self.locking(path) {
@@ -251,6 +299,9 @@ impl Storage for ObjectStorage {
 
     fn list(&self, prefix: &str, each: &mut dyn FnMut(Listed)) -> StoreResult<()> {
         let target = self.path(LIST, prefix)?;
+        if let Some(folder) = &self.folder {
+            return self.list_folder(folder, prefix, each);
+        }
         let cut = if self.prefix.is_empty() { 0 } else { self.prefix.len() + 1 };
         let mut stream = self.store.list(Some(&target));
         // Each page of the listing is a separate call.
@@ -269,6 +320,12 @@ impl Storage for ObjectStorage {
 
     fn folders(&self, prefix: &str) -> StoreResult<Vec<String>> {
         let target = self.path(LIST, prefix)?;
+        if let (Some(folder), Some(runtime)) = (&self.folder, &self.calls.0) {
+            let (folder, below) = (folder.clone(), prefix.to_string());
+            let found = runtime.spawn_blocking(move || listing::folders(&folder, &below));
+            let found = self.call(LIST, prefix, 0, async { Ok(found.await?) })?;
+            return found.map_err(|error| not_listed(prefix, error));
+        }
         let listing = self.store.list_with_delimiter(Some(&target));
         let folders = self.call(LIST, prefix, 0, listing)?.common_prefixes;
         Ok(folders.iter().filter_map(|folder| folder.filename().map(str::to_string)).collect())
@@ -329,6 +386,12 @@ impl Storage for ObjectStorage {
         let target = self.path(PROLONG, path)?;
         self.call(PROLONG, path, 0, locking.prolong(&target, until))
     }
+}
+
+/// A folder that can't be listed: what the system says tells whether another try may help.
+fn not_listed(prefix: &str, error: std::io::Error) -> StoreError {
+    let (store, source) = ("LocalFileSystem", Box::new(error));
+    translated(LIST, prefix, object_store::Error::Generic { store, source })
 }
 
 fn file_failed(path: &str, error: std::io::Error) -> StoreError {

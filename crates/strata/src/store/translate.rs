@@ -202,6 +202,11 @@ const EPERM: i32 = 1;
 const ENOSYS: i32 = 38;
 const EOPNOTSUPP: i32 = 95;
 
+/// Whether an object has a name that `object_store` doesn't accept: an empty part, a control character.
+pub(super) fn is_odd_name(error: &(dyn std::error::Error + 'static)) -> bool {
+    chain(error).any(|error| error.is::<object_store::path::Error>())
+}
+
 /// Returns a hint for a cause that says more than the error's kind.
 pub(super) fn hint_of_cause(error: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
     use std::io::ErrorKind;
@@ -268,6 +273,18 @@ mod tests {
             source: "409: ConditionalRequestConflict".into(),
         };
         assert_eq!(translated("create", "x", both).kind, StoreErrorKind::Transient);
+    }
+
+    #[test]
+    fn a_name_that_makes_every_listing_fail_is_somebody_elses() {
+        for name in ["sets//x", "sets/Icon\r", "sets/../x"] {
+            let odd = object_store::path::Path::parse(name).unwrap_err();
+            let error = translated("list", "sets", odd.into());
+            assert_eq!(error.kind, StoreErrorKind::Other);
+            assert!(error.hint().unwrap().contains("another program"), "{name}");
+        }
+        let failed = object_store::Error::Generic { store: "S3", source: "no".into() };
+        assert!(!translated("list", "sets", failed).hint().unwrap().contains("another program"));
     }
 
     #[test]

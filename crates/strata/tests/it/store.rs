@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 use crate::support::contract::contract;
 use crate::support::folder_store;
 use bytes::Bytes;
+use strata::Repository;
+use strata::check::Inventory;
+use strata::manifest::Manifest;
 use strata::store::testing::{Counting, Fault, Faulty};
 use strata::store::{Ending, ObjectStorage, Paced, Retries, Storage, Store, StoreErrorKind};
 
@@ -84,6 +87,37 @@ fn a_folder_that_may_not_be_written_says_so() {
     assert!(error.to_string().contains("\"file/below\""), "{error}");
     let error = ObjectStorage::folder(&folder.path().join("file")).err().unwrap();
     assert!(std::error::Error::source(&error).is_some(), "the system's words are kept: {error}");
+}
+
+/// A manifest that isn't listed is that of a set which was removed: what it needs would be deleted.
+#[test]
+fn what_the_system_cannot_look_at_is_not_left_out_of_a_listing() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let folder = tempfile::tempdir().unwrap();
+    let store = Store::with_retries(ObjectStorage::folder(folder.path()).unwrap(), twice());
+    let repository = Repository::new(store.clone(), "clusters/main", None).unwrap();
+    Manifest::new("a-set", 1, vec![], serde_json::Value::Null).write(&repository).unwrap();
+    let sets = folder.path().join("clusters/main/sets");
+    // What a Mac leaves there, and a name that isn't UTF-8, are somebody else's.
+    std::fs::write(sets.join("Icon\r"), "").unwrap();
+    std::fs::write(sets.join(std::ffi::OsStr::from_bytes(b"\xff")), "").unwrap();
+    assert_eq!(Manifest::list(&repository).unwrap(), ["a-set"]);
+    assert_eq!(Inventory::take(&repository).unwrap().foreign.len(), 2);
+    assert_eq!(store.folders("clusters").unwrap(), ["main"]);
+    // More than are passed on at a time.
+    for number in 0..600 {
+        store.put(&format!("clusters/main/packs/{number}"), &["a".into()]).unwrap();
+    }
+    let mut packs = 0;
+    store.list("clusters/main/packs", |listed| packs += listed.size).unwrap();
+    assert_eq!(packs, 600);
+    // stat(2) fails with ELOOP, as it does with EIO for a damaged inode.
+    std::os::unix::fs::symlink("b-set.json", sets.join("b-set.json")).unwrap();
+    let error = Manifest::list(&repository).unwrap_err();
+    let words = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(words.contains("b-set.json"), "{words}");
+    assert!(Inventory::take(&repository).is_err());
 }
 
 /// A store that never answers.

@@ -144,10 +144,9 @@ impl Giver<'_> {
         let wanted = self.volume.tree.xattrs(object)?;
         let wanted: Vec<(Vec<u8>, XattrValue)> =
             wanted.into_iter().map(|(name, value)| (qualified(name), value)).collect();
-        // A file that is made in an older restore inherits its folder's default access control list.
-        if self.volume.delta {
-            self.remove_xattrs(place, &wanted, path)?;
-        }
+        // Whatever is made here inherits the default access control list of the folder that it is made in: that of an
+        // older restore, or of the one that DIR is in.
+        self.remove_xattrs(place, &wanted, path)?;
         for (name, value) in &wanted {
             let value = match value {
                 XattrValue::Inline(value) => Some(value),

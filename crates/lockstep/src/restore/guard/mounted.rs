@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use super::real;
 use crate::context::Context;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::refusal::Refusal;
 use crate::restore::placement::Placement;
 use crate::volume::mounts::{Mount, Mounts};
@@ -38,6 +38,25 @@ pub(super) fn nothing_inside(
                 place: place.clone(),
             }
             .into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to mount a new dataset over something else. A boot mounts both, in any order: if the other one is on top, or
+/// alone, the tablespace is an empty folder.
+pub(super) fn nothing_at(placement: &Placement, mounts: &Mounts) -> Result<()> {
+    for volume in placement.volumes.iter().filter(|volume| volume.dataset.is_some()) {
+        let place = &volume.mountpoint;
+        if let Some(mount) = mounts.iter().find(|mount| mount.point == *place) {
+            return Err(Error::usage(
+                format!(
+                    "\"{}\" is mounted at \"{}\", where a dataset of the restore would be mounted over it",
+                    mount.source,
+                    place.display()
+                ),
+                "name a folder in it that doesn't exist yet, or unmount it and give it another mount point",
+            ));
         }
     }
     Ok(())
@@ -121,5 +140,25 @@ mod tests {
         assert_eq!(elsewhere(std::slice::from_ref(&other), linked, &place), Some(other.clone()));
         assert_eq!(elsewhere(&[], other.clone(), &place), Some(other));
         assert_eq!(elsewhere(&[], "legacy".into(), &place), Some("legacy".into()));
+    }
+
+    #[test]
+    fn nothing_new_is_mounted_over_something_else() {
+        use crate::plan::layout::PartKind::{Data, Wal};
+        use crate::restore::placement::{Naming, place};
+        use crate::set::manifest::tests::{manifest, volume};
+        let volumes =
+            vec![volume("t/d", &[(Data, "/d", "")]), volume("t/w", &[(Wal, "/d/pg_wal", "")])];
+        let set = manifest("20261123T194512Z-k3fa", volumes);
+        let parent = DatasetName::new("t/r").unwrap();
+        let placed = |naming| place(&set, Path::new("/r"), &[], &naming).unwrap();
+        let at = |point: &str| {
+            Mounts::parse(format!("2 1 0:40 / {point} rw - zfs t/mine rw\n").as_bytes())
+        };
+        let refused = nothing_at(&placed(Naming::Below(&parent)), &at("/r/wal")).unwrap_err();
+        assert!(refused.to_string().contains("\"t/mine\" is mounted at \"/r/wal\""), "{refused}");
+        assert_eq!(refused.exit_code(), 2);
+        assert!(nothing_at(&placed(Naming::Below(&parent)), &at("/r")).is_ok());
+        assert!(nothing_at(&placed(Naming::Folders), &at("/r/wal")).is_ok(), "files go into it");
     }
 }

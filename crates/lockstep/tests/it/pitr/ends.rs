@@ -139,6 +139,32 @@ fn a_timeline_that_was_left_within_the_set_is_not_followed() {
     fixture.discard_restored(&directory, id);
 }
 
+/// With archive_mode = always PostgreSQL archives in recovery, too: what the archive has just delivered, which an
+/// archive_command that doesn't overwrite would never get past.
+#[test]
+fn what_the_archive_delivered_is_not_archived_again() {
+    let fixture = Fixture::new(one_pool().archive().setting("archive_mode", "always"));
+    let lockstep = fixture.lockstep();
+    fixture.cluster.execute(&["CREATE TABLE marks (id int PRIMARY KEY)"]);
+    let set = lockstep.backup("label").id;
+    for row in 0..3 {
+        insert(&fixture.cluster, row);
+        let segment = fixture.cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+        wait_until("it is archived", LIMIT, || fixture.archive.join(&segment).exists());
+    }
+    fixture.cluster.stop(Stop::Immediate);
+    let command = format!("cp {}/%f %p", fixture.archive.display());
+    let directory = fixture.target("always");
+    let options = ["--keep-archiving", "--restore-command", &command];
+    let restored = lockstep.restore_and_start(&set, &directory, &options);
+    assert_eq!(rows(restored.server()), numbers(2));
+    let own = restored.server().value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    wait_until("its own WAL is archived", LIMIT, || fixture.archive.join(&own).exists());
+    assert_eq!(restored.server().value("postgres", "SHOW archive_mode"), "always", "it stays");
+    restored.server().stop(Stop::Fast);
+    fixture.discard_restored(&directory, &set);
+}
+
 /// It goes on along its timeline, into an archive that has the segments before: none of them is archived again.
 #[test]
 fn a_cold_set_that_goes_on_knows_what_is_archived() {

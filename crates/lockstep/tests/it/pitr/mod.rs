@@ -132,6 +132,8 @@ fn targets_land_where_they_should() {
     );
     assert_eq!(at("lsn", "--target-lsn", &mark(3).lsn), numbers(3), "an LSN between rows 3 and 4");
     assert_eq!(at("xid", "--target-xid", &mark(4).xid), numbers(4), "the transaction of row 4");
+    let before = ["--target-xid", &mark(4).xid, "--target-exclusive"];
+    assert_eq!(history.rows_at("before", &before), numbers(3), "without the transaction of row 4");
     assert_eq!(
         at("name", "--target-name", RESTORE_POINT),
         numbers(5),
@@ -437,6 +439,10 @@ fn targets_that_cannot_be_are_refused() {
         ("command", ["--target-immediate", "--start", "--restore-command", " "]),
         ("empty time", ["--target-time", "", "--restore-command", &command]),
         ("timeline", ["--target-timeline", "", "--restore-command", &command]),
+        ("exclusive", ["--target-immediate", "--target-exclusive", "--restore-command", &command]),
+        ("no target", ["--target-exclusive", "--start", "--restore-command", &command]),
+        // PostgreSQL would take it for an octal number.
+        ("octal", ["--target-timeline", "010", "--restore-command", &command]),
     ] {
         history.refused_usage(name, &options);
     }

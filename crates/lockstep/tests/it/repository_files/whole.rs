@@ -320,6 +320,23 @@ fn the_group_may_enter_pg_wal() {
     }
 }
 
+/// What is made in a folder inherits its default access control list. The set has none.
+#[test]
+fn nobody_gets_rights_from_the_folder_that_it_is_restored_to() {
+    let prepared = prepare(one_pool());
+    let set = prepared.lockstep.backup("label");
+    let to = prepared.fixture.target("files");
+    fs::create_dir(&to).expect("a folder can be made");
+    fs::set_permissions(&to, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    let (name, none) = ("system.posix_acl_default", rustix::fs::XattrFlags::empty());
+    rustix::fs::setxattr(&to, name, &access_list(), none).expect("it takes a list");
+    prepared.lockstep.restore(&set.id, &to, &FILES);
+    for part in ["data", "wal"] {
+        let with_more = with_attributes(&folder_of(&to, part));
+        assert!(with_more.is_empty(), "{part}: {with_more:?}");
+    }
+}
+
 /// Hours of a restore aren't lost: killed or hung up, what was received stays for `--delta`, whatever command comes
 /// next. If nothing was received, nothing stays.
 #[test]

@@ -242,6 +242,31 @@ fn subscriptions_rest_beside_the_original() {
     restored.server().stop(Stop::Fast);
 }
 
+/// Publishers don't send again what the original has confirmed to them since the set: where a subscriber's subscriptions
+/// go on, somebody has to look at its tables.
+#[test]
+fn subscriptions_that_go_on_lack_what_was_sent_since() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    // What a subscription leaves behind.
+    fixture.cluster.execute(&[
+        "SELECT pg_replication_origin_create('pg_16400')",
+        "SELECT pg_replication_origin_advance('pg_16400', '0/1000000')",
+    ]);
+    let set = lockstep.backup("label").id;
+    let to = fixture.target("r");
+    let held = lockstep.restore_and_start(&set, &to, &[]);
+    assert!(held.json.get("problems").is_none(), "they rest: {}", held.json);
+    held.server().stop(Stop::Fast);
+    fixture.discard_restored(&to, &set);
+
+    let options = ["--start", "--keep-subscriptions"];
+    let arguments = [&["--json"], &restore_arguments(&set, &to, &options)[..]].concat();
+    let outcome = lockstep.expect(exit::PROBLEMS, &arguments);
+    assert_said(&outcome, &["problem: the cluster's subscriptions go on", "hint: compare"]);
+    lockstep.restored(&json_of(&outcome)).server().stop(Stop::Fast);
+}
+
 /// Options that only work together with others are refused without them, so that none is silently ignored.
 #[test]
 fn options_that_would_do_nothing_are_refused() {
