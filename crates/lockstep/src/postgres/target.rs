@@ -101,6 +101,11 @@ pub struct Standby {
 }
 
 impl Recovery {
+    /// The timeline that was given by its number. It may not be the set's own.
+    fn asked_timeline(&self) -> Option<u32> {
+        self.timeline.as_ref()?.parse().ok()
+    }
+
     /// The signal file for this kind of recovery, if one is needed. A cold set without a target or an archive starts
     /// as it is, unless it is to archive: the archive may have the original's later segments of its timeline, under the
     /// names that it would give its own. A set with wal_level = minimal goes through crash recovery, because PostgreSQL
@@ -116,6 +121,7 @@ impl Recovery {
         let recovers = !is_whole
             || self.target != Target::End
             || self.restore_command.is_some()
+            || self.asked_timeline().is_some()
             || is_beside_the_original;
         recovers.then_some("recovery.signal")
     }
@@ -132,8 +138,8 @@ impl Recovery {
     /// decides.
     #[must_use]
     pub fn comes_from(&self, manifest: &Manifest) -> bool {
-        let asked = self.timeline.as_ref().and_then(|timeline| timeline.parse::<u32>().ok());
-        let has_branched = asked.is_some_and(|asked| manifest.timeline().get() > asked);
+        let own = manifest.timeline().get();
+        let has_branched = self.asked_timeline().is_some_and(|asked| own > asked);
         let is_before = match &self.target {
             Target::Time(time) => manifest.consistent_at.unwrap_or(manifest.finished_at) <= *time,
             Target::Lsn(lsn) => {
@@ -149,7 +155,7 @@ impl Recovery {
     fn more_than_a_crash(&self) -> Option<String> {
         match (&self.standby, &self.target, &self.restore_command) {
             (Some(_), ..) => Some("a standby".to_owned()),
-            (None, Target::End, None) => None,
+            (None, Target::End, None) => self.asked_timeline().map(|it| format!("timeline {it}")),
             (None, Target::End, Some(_)) => Some("WAL of an archive".to_owned()),
             (None, target, _) => Some(target.to_string()),
         }
@@ -396,6 +402,7 @@ mod tests {
             Recovery { target: Target::Immediate, ..end.clone() },
             Recovery { target: Target::Lsn(Lsn::new(1 << 40)), ..end.clone() },
             Recovery { restore_command: Some("x".into()), ..end.clone() },
+            Recovery { timeline: Some("7".into()), ..end.clone() },
             Recovery { standby: Some(Standby::default()), ..end },
         ] {
             let refused = asked.check(&set);
@@ -414,6 +421,10 @@ mod tests {
             Recovery { restore_command: Some("x".into()), ..cold.clone() }.signal(),
             recovers
         );
+        // PostgreSQL says whether there is such a timeline.
+        let along = |timeline: &str| Recovery { timeline: Some(timeline.into()), ..cold.clone() };
+        assert_eq!(along("7").signal(), recovers);
+        assert!(along("latest").signal().is_none() && along("current").signal().is_none());
         assert_eq!(Recovery::default().signal(), recovers);
         let archives = Recovery { keep_archiving: true, ..cold.clone() };
         assert_eq!(archives.signal(), recovers, "in a timeline of its own");

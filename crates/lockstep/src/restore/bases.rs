@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use strata::delta::Descriptor;
 
-use super::control;
 use super::marker::Marker;
+use super::may_be_finished;
 use super::placement::Placement;
 use super::source::FromRepository;
 use crate::context::{Context, lockstep_of};
@@ -33,7 +33,7 @@ impl FromRepository {
                 continue;
             };
             if there.contains(dataset) {
-                let removal = || removal(placement, there);
+                let removal = || removal(cx, placement, there);
                 bases.insert(dataset.clone(), self.common(cx, dataset, shipped, removal)?);
             }
         }
@@ -172,10 +172,18 @@ fn release(snapshot: &str) -> String {
     format!("`zfs release {HOLD_TAG} {snapshot}; zfs destroy {snapshot}`")
 }
 
-/// Returns the commands that remove what is there, if it is an unfinished restore.
-fn removal(placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
+/// Returns the commands that remove what is there, if it is an unfinished restore and nothing else is below it. If that
+/// can't be told, there are none.
+fn removal(cx: &Context, placement: &Placement, there: &BTreeSet<DatasetName>) -> Option<String> {
     let directory = &placement.directory;
-    if control::is_in_place(&placement.data) || Marker::of_older(directory).is_none() {
+    let is_alone = |dataset: &DatasetName| {
+        let below = cx.zfs.descendants(dataset);
+        below.is_ok_and(|all| all.iter().all(|it| there.contains(it)))
+    };
+    if may_be_finished(cx, placement, there).unwrap_or(true)
+        || Marker::of_older(directory).is_none()
+        || !there.iter().all(is_alone)
+    {
         return None;
     }
     let datasets = there.iter().map(|name| format!("zfs destroy -r {}", quote(name.as_str())));

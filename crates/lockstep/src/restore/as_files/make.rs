@@ -35,16 +35,15 @@ pub(super) struct Made {
 
 /// Removes the pg_control of an older restore: from now on no server starts on it.
 pub(super) fn remove_control(root: &Root, plan: &Plan) -> Result<()> {
-    let Some((file, name)) = &plan.control else { return Ok(()) };
-    let file = &plan.files[*file];
-    let steps = plan.steps_to(file.folder);
-    match descend(&root.fd, &steps) {
+    let Some((at, name)) = plan.control else { return Ok(()) };
+    let path = || plan.folder_path(at).join(OsStr::from_bytes(name));
+    match descend(&root.fd, &plan.steps_to(at)) {
         Ok(folder) => remove(&folder, name)
             .and_then(|_| rustix::fs::fsync(&folder))
-            .map_err(root.failed("remove", || plan.file_path(file))),
+            .map_err(root.failed("remove", path)),
         // Another cluster's layout, or no cluster at all.
         Err(Errno::NOENT | Errno::LOOP | Errno::NOTDIR) => Ok(()),
-        Err(errno) => Err(root.failed("open", || plan.folder_path(file.folder))(errno)),
+        Err(errno) => Err(root.failed("open", || plan.folder_path(at))(errno)),
     }
 }
 

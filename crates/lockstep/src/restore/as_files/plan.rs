@@ -23,7 +23,7 @@ pub(super) struct Plan<'a> {
     pub(super) files: Vec<File<'a>>,
     /// The files' indexes in [`Plan::files`], by object.
     by_object: Vec<(u64, usize)>,
-    /// The file that gets its name last: its index in [`Plan::files`], and the name.
+    /// What gets its name last: its folder's index in [`Plan::folders`], and the name.
     pub(super) control: Option<(usize, &'a [u8])>,
 }
 
@@ -68,12 +68,24 @@ impl<'a> Plan<'a> {
         let mut folders = HashMap::from([(tree.root(), 0)]);
         // The indexes of files that may have further names.
         let mut linked = HashMap::new();
+        let of_control = volume.data_inside.and_then(|inside| {
+            tree.find(inside.iter().map(OsStrExt::as_bytes).chain([&b"global"[..]]))
+        });
         let mut at = 0;
         while let Some(folder) = plan.folders.get(at) {
             let object = folder.object;
+            let has_control = Some(object) == of_control;
             plan.folders[at].files = plan.files.len()..plan.files.len();
             for (name, object) in tree.children(object) {
                 check_name(name)?;
+                if has_control && name == control::UNDER_WAY.as_bytes() {
+                    // Somebody has copied it out of an unfinished restore. pg_control itself has this name for now.
+                    tracing::warn!(
+                        "the set's \"global/{}\" isn't restored: it is of an unfinished restore",
+                        control::UNDER_WAY
+                    );
+                    continue;
+                }
                 let attributes = tree.attributes(object)?;
                 let kind = attributes.file_type();
                 if kind == FileType::Directory {
@@ -110,7 +122,7 @@ impl<'a> Plan<'a> {
                 path.display()
             )));
         }
-        plan.put_control_last(volume);
+        plan.put_control_last(of_control.and_then(|object| folders.get(&object).copied()));
         plan.put_apart(volume, &folders)?;
         Ok(plan)
     }
@@ -154,14 +166,14 @@ impl<'a> Plan<'a> {
         self.by_object.get(at).map(|(_, file)| *file)
     }
 
-    fn put_control_last(&mut self, volume: &Volume<'_>) {
-        let Some(inside) = volume.data_inside else { return };
-        let path: Vec<&[u8]> =
-            inside.iter().map(OsStrExt::as_bytes).chain([&b"global"[..], b"pg_control"]).collect();
-        let file = volume.tree.find(path).and_then(|object| self.file_of(object));
-        if let Some(file) = file.filter(|file| !self.files[*file].is_linked) {
-            let name = std::mem::replace(&mut self.files[file].name, control::UNDER_WAY.as_bytes());
-            self.control = Some((file, name));
+    /// It may also be a further name of a file: somebody keeps a copy of hard links (`cp -al`).
+    fn put_control_last(&mut self, folder: Option<usize>) {
+        let Some(at) = folder else { return };
+        let Folder { files, links, .. } = &mut self.folders[at];
+        let names = self.files[files.clone()].iter_mut().map(|file| &mut file.name);
+        let mut names = names.chain(links.iter_mut().map(|(_, name)| name));
+        if let Some(name) = names.find(|name| ***name == b"pg_control"[..]) {
+            self.control = Some((at, std::mem::replace(name, control::UNDER_WAY.as_bytes())));
         }
     }
 

@@ -337,6 +337,48 @@ fn nobody_gets_rights_from_the_folder_that_it_is_restored_to() {
     }
 }
 
+/// Somebody keeps a copy of hard links (`cp -al`). Whichever name of pg_control comes first, its own is given last.
+#[test]
+fn pg_control_may_have_another_name() {
+    let prepared = prepare(two_pools_four_datasets());
+    let data = prepared.fixture.mnt().join("data");
+    let control = Path::new("pg/global/pg_control");
+    for other in ["copy", "pg/global/z"] {
+        fs::hard_link(data.join(control), data.join(other)).expect("a link can be made");
+        let set = prepared.lockstep.backup("label");
+        fs::remove_file(data.join(other)).expect("it can be removed");
+        let to = prepared.fixture.target(&set.id);
+        let whole: &[&str] = &[];
+        for more in [whole, &["--delta"]] {
+            prepared.restore_and_look(&set, &to, more, || {
+                let there = folder_of(&to, "data");
+                assert!(!there.join(control).exists(), "{other}: a server would start");
+                let held = fs::read(there.join(control).with_extension("lockstep"));
+                let copy = fs::read(there.join(other));
+                assert_eq!(held.expect("it is held"), copy.expect("it is there"), "{other}");
+            });
+            assert!(folder_of(&to, "data").join(control).exists(), "{other}");
+        }
+    }
+}
+
+/// Somebody has copied an unfinished restore's pg_control to its place, and the copy is still there.
+#[test]
+fn a_pg_control_of_an_older_restore_is_not_taken_for_the_set_s() {
+    let prepared = prepare(two_pools_four_datasets());
+    let global = prepared.fixture.mnt().join("data/pg/global");
+    fs::write(global.join("pg_control.lockstep"), [7_u8; 8192]).expect("it can be written");
+    let set = prepared.lockstep.backup("label");
+    let to = prepared.fixture.target("files");
+    for more in [vec![], vec!["--delta"]] {
+        let json = prepared.restore_and_look(&set, &to, &more, || {
+            let held = folder_of(&to, "data").join("pg/global/pg_control.lockstep");
+            assert_ne!(fs::read(held).expect("it is held"), [7_u8; 8192], "{more:?}");
+        });
+        assert!(json["files"].as_u64().is_some_and(|files| files > 900), "{json}");
+    }
+}
+
 /// Hours of a restore aren't lost: killed or hung up, what was received stays for `--delta`, whatever command comes
 /// next. If nothing was received, nothing stays.
 #[test]

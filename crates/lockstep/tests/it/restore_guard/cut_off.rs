@@ -255,6 +255,13 @@ fn what_is_in_the_way_is_named_with_its_way_out() {
     let outcome = later.lockstep.run(&restore_arguments(&older, &to, &delta));
     assert_refused(&outcome, &["can't be brought to set"]);
     assert!(!outcome.stderr.contains("unfinished"), "{}", outcome.describe());
+    // Nor is it one where its pg_control isn't to be seen.
+    let data = format!("{parent}/data");
+    patiently("zfs", &["unmount", &data], || ()).expect("nobody is in it");
+    let outcome = later.lockstep.run(&restore_arguments(&older, &to, &delta));
+    assert_refused(&outcome, &["can't be brought to set"]);
+    assert!(!outcome.stderr.contains("unfinished"), "{}", outcome.describe());
+    zfs(&["mount", &data]);
     discard(&later.fixture, &to, &parent);
 
     later.kill_at("restore.receiving-1", &to, &form, false);
