@@ -66,13 +66,13 @@ impl std::fmt::Display for Source {
 }
 
 fn read_key(path: &Path) -> Result<[u8; 32]> {
-    let bytes = secret::read(path, "key file")?;
+    let bytes = secret::read(path, secret::KEY_FILE)?;
     let text = std::str::from_utf8(&bytes).ok().map(str::trim_ascii);
     let key = bytes.as_slice().try_into().ok().or_else(|| text.and_then(unhex::<32>));
     key.ok_or_else(|| {
         Error::usage(
             format!("the key file \"{}\" has {} bytes, which isn't a key", path.display(), bytes.len()),
-            "a key is 32 bytes, or 64 hex digits. If a repository was made with it, leave this file as it is, and put the key there again from its copy, byte for byte: nothing else opens the repository. For a new repository, into a file that doesn't exist yet: `(umask 077; set -C; head -c 32 /dev/urandom > FILE)`; keep a copy elsewhere",
+            format!("a key is 32 bytes, or 64 hex digits. If a repository was made with it, leave this file as it is, and put the key there again from its copy, byte for byte: nothing else opens the repository. For a new repository, into a file that doesn't exist yet: {}; keep a copy elsewhere", secret::NEW_KEY),
         )
     })
 }
@@ -249,7 +249,7 @@ pub(crate) fn unread_hint(name: &str, at: &str, error: &Error) -> Option<String>
     let id = at.strip_prefix(FOLDER)?.strip_prefix('/')?.strip_suffix(".json")?;
     let lockstep = lockstep();
     Some(format!(
-        "whoever has only this key can't open the repository: `{lockstep} repo key add {name}` adds it again, and `{lockstep} repo key remove {id} {name}` removes the damaged one"
+        "whoever has only this key can't open the repository: `{lockstep} repo key add {name} --new-key-file FILE` (or `--new-passphrase-file FILE`) adds it again, and `{lockstep} repo key remove {id} {name}` removes the damaged one"
     ))
 }
 

@@ -16,6 +16,19 @@ use crate::error::{Error, Result};
 /// Larger than any secret; a larger file was named by mistake.
 const LARGEST: u64 = 64 << 10;
 
+/// What a key file is called in errors.
+pub(super) const KEY_FILE: &str = "key file";
+/// Makes a key, and overwrites none: there may be no other copy of it.
+pub(super) const NEW_KEY: &str = "`(umask 077; set -C; head -c 32 /dev/urandom > FILE)`";
+
+/// How the first one is made, where a command makes it.
+fn for_new(what: &str) -> String {
+    match what {
+        KEY_FILE => format!(". For a new repository: {NEW_KEY}; keep a copy elsewhere"),
+        _ => String::new(),
+    }
+}
+
 /// Reads a whole secret file; `what` says in errors what it holds: `key file`.
 ///
 /// # Errors
@@ -28,7 +41,7 @@ pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(
                 format!("the {what} \"{shown}\" isn't there"),
-                "is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again",
+                format!("is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again{}", for_new(what)),
             ));
         }
         opened => opened.map_err(Error::io("read", path))?,
