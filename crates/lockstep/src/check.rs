@@ -216,7 +216,11 @@ fn of_standby(facts: &Facts) -> Finding {
         Err(_) => None,
     };
     let Some(Following { streams, should_stream, replayed, paused, .. }) = following else {
-        return ok("standby", "no server can be asked whether it follows");
+        let since = facts.last_data().map_or_else(String::new, |time| {
+            let time = time.strftime("%Y-%m-%d %H:%M:%SZ");
+            format!("; its last restartpoint is at the primary's checkpoint of {time}")
+        });
+        return ok("standby", format!("no server can be asked whether it follows{since}"));
     };
     if *paused {
         return warning(

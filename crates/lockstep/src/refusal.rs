@@ -95,6 +95,19 @@ pub enum Refusal {
         /// The part that this is inside of.
         part: PartKind,
     },
+    /// The server sees another folder at a part's path than Lockstep does.
+    #[error(
+        "what is at \"{}\" here isn't what the server (process {pid}) sees there: it has mounts of its own, and the files of {part} that it writes are somewhere else",
+        path.display()
+    )]
+    SeenElsewhere {
+        /// The part.
+        part: PartKind,
+        /// Its path, as PostgreSQL knows it.
+        path: PathBuf,
+        /// A process of the server.
+        pid: u32,
+    },
     /// A link in the data directory leads to something that isn't in any snapshot of the set.
     #[error(
         "\"{}\" is a link to \"{}\": what lies there is in no snapshot of the set, and a restored cluster would write to it",

@@ -17,7 +17,7 @@ use crate::mirror::record::refuse_incomplete;
 use crate::plan::facts::{Facts, NoServer, PrimarySeen, ServerFacts, was_shut_down};
 use crate::plan::layout::{Layout, PartKind};
 use crate::postgres::links::{self, Link};
-use crate::postgres::{connection, identity, instance, session, settled};
+use crate::postgres::{connection, identity, instance, running, session, settled};
 use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::restore::control;
@@ -194,6 +194,11 @@ fn away(cx: &Context, parts: &[PartPath]) -> Option<String> {
 /// unmounting a dataset meanwhile changes the layout.
 fn check_places(cx: &Context, layout: &Layout, control: &ControlFile) -> Result<()> {
     discover::check_mounted(&cx.zfs, layout)?;
+    let is_reachable = |path: &Path| cx.zfs.suspended_at(path).is_none();
+    if let Some((pid, part)) = running::seen_elsewhere(&layout.parts, is_reachable)? {
+        let (part, path) = (part.kind.clone(), part.path.clone());
+        return Err(Refusal::SeenElsewhere { part, path, pid }.into());
+    }
     // TABLESPACE_VERSION_DIRECTORY in common/relpath.h; CREATE TABLESPACE always makes it.
     let Some(major) = control.major_version() else { return Ok(()) };
     let expected = format!("PG_{major}_{}", control.catalog_version);

@@ -191,8 +191,8 @@ pub(super) fn too_old(set: &Manifest, max_age_hours: u32, now: jiff::Timestamp) 
         ("", "does the timer run? look at its log, or raise max_age_hours")
     } else if set.postgres.standby {
         (
-            "the last that its standby had replayed",
-            "does the standby follow its primary? a mirror: `lockstep mirror status`",
+            "the last that its standby is known to have replayed",
+            "does the standby follow its primary? a mirror: `lockstep mirror status`. One that can't be asked counts as old as its last restartpoint: set host, port and user",
         )
     } else {
         (

@@ -168,6 +168,26 @@ fn what_a_standby_holds_is_of_now_only_where_it_follows() {
     }
 }
 
+/// Without `host`, as with `hot_standby = off`, nobody says whether it follows: its sets were as young as the last
+/// backup, for ever.
+#[test]
+fn a_standby_that_can_not_be_asked_has_data_of_its_last_restartpoint() {
+    let mut silent = facts();
+    silent.server = Err(NoServer::NotConfigured);
+    let checkpoint = jiff::Timestamp::from_second(silent.control.checkpoint_copy.time).unwrap();
+    let now = checkpoint + jiff::SignedDuration::from_hours(200);
+    assert_eq!(silent.data_at(now), None, "a primary");
+    silent.control.state = pgfiles::control_file::DbState::InArchiveRecovery;
+    assert_eq!(silent.data_at(now), Some(checkpoint));
+    let said = of_standby(&silent);
+    let day = checkpoint.strftime("%Y-%m-%d").to_string();
+    assert!(said.severity == Severity::Ok && said.what.contains(&day), "{said:?}");
+    let mut set = manifest("20261105T110000Z-aaaa", vec![]);
+    (set.started_at, set.data_at, set.postgres.standby) = (now, silent.data_at(now), true);
+    let old = sets::too_old(&set, 26, now).unwrap();
+    assert!(!old.is_set && old.what.contains(&day), "{old:?}");
+}
+
 /// A standby may stream from another one whose own primary is dead.
 #[test]
 fn a_primary_that_can_not_be_asked_is_a_problem_and_one_that_is_ahead_a_warning() {

@@ -63,6 +63,12 @@ enum Command {
     Recreate {
         /// The mirror
         name: String,
+        /// The server that is the primary now, as a connection string without a password; the mirror follows it from now on
+        #[arg(long, value_name = "CONNINFO")]
+        from: Option<String>,
+        /// A file with that one's password in its first line; without this, the file that the mirror has
+        #[arg(long, value_name = "FILE", requires = "from")]
+        password_file: Option<PathBuf>,
         /// Use a new base backup even where pg_rewind would be enough
         #[arg(long)]
         base_backup: bool,
@@ -168,10 +174,15 @@ impl Mirror {
                 say(json, "destroyed", &name, "is gone")?;
                 Ok(if gone.left_on_primary.is_some() { Done::WithProblems } else { Done::Well })
             }
-            Command::Recreate { name, base_backup, discard_writes } => {
+            Command::Recreate { name, from, password_file, base_backup, discard_writes } => {
                 let name = parse_name(name)?;
-                let asked = Asked { base_backup: *base_backup, discard_writes: *discard_writes };
-                let how = match recreate::run(&home, config, &name, asked)? {
+                let asked = Asked {
+                    from: from.clone(),
+                    password_file: password_file.clone(),
+                    base_backup: *base_backup,
+                    discard_writes: *discard_writes,
+                };
+                let how = match recreate::run(&home, config, &name, &asked)? {
                     How::Rewind => "follows again, after pg_rewind",
                     How::BaseBackup => "follows again, from a fresh base backup",
                 };

@@ -269,6 +269,7 @@ mod tests {
             "lockstep mirror destroy main --with-sets",
             "lockstep mirror recreate main --base-backup",
             "lockstep mirror recreate main --discard-writes",
+            "lockstep mirror recreate main --from host=db2 --password-file /p",
             "lockstep repo init",
             "lockstep repo init offsite --json",
             "lockstep repo list",

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::primary::{Facts, Primary};
+use super::primary::{Facts, NAME_STANDBYS, Primary};
 use super::record::{Home, Kind, PROPERTY, Phase, Place, Record};
 use super::{destroy, fill, serve, settings};
 use crate::config::Config;
@@ -227,14 +227,8 @@ fn check_names(home: &Home, config: &Config, wanted: &Create) -> Result<()> {
 fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Primary, Facts)> {
     check_names(home, config, wanted)?;
     settings::check_names(&wanted.settings)?;
-    let conninfo = Conninfo::of_primary(&wanted.from).and_then(Conninfo::for_lockstep).map_err(|why| {
-        Error::usage(
-            format!("--from: {why}"),
-            "write it as keywords, such as 'host=db1 user=replicator', and the password into a file for --password-file",
-        )
-    })?;
-    let password_file = wanted.password_file.as_deref().map(std::path::absolute).transpose();
-    let password_file = password_file.map_err(Error::io("find", "--password-file"))?;
+    let conninfo = of_from(&wanted.from)?;
+    let password_file = absolute(wanted.password_file.as_deref())?;
     let mut primary = Primary::connect(&conninfo, password_file.as_deref())?;
     let facts = primary.facts()?;
     check_primary(&mut primary, &facts, wanted)?;
@@ -290,6 +284,22 @@ fn prepare(home: &Home, config: &Config, wanted: &Create) -> Result<(Record, Pri
     Ok((record, primary, facts))
 }
 
+/// Reads `--from`.
+pub(super) fn of_from(from: &str) -> Result<Conninfo> {
+    Conninfo::of_primary(from).and_then(Conninfo::for_lockstep).map_err(|why| {
+        Error::usage(
+            format!("--from: {why}"),
+            "write it as keywords, such as 'host=db1 user=replicator', and the password into a file for --password-file",
+        )
+    })
+}
+
+/// Reads `--password-file`, which later commands need, too.
+pub(super) fn absolute(password_file: Option<&Path>) -> Result<Option<PathBuf>> {
+    let password_file = password_file.map(std::path::absolute).transpose();
+    password_file.map_err(Error::io("find", "--password-file"))
+}
+
 fn slot_name(wanted: &Create) -> String {
     let safe = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' };
     wanted.slot.clone().unwrap_or_else(|| {
@@ -308,6 +318,9 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
     let slot = slot_name(wanted);
     if primary.slot(&slot)?.is_some() {
         return refuse_slot(&slot);
+    }
+    if let Some(what) = facts.waits_for(&slot) {
+        return refuse(what, NAME_STANDBYS);
     }
     if facts.free_slots < 1 {
         return refuse(

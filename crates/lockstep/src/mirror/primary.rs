@@ -36,9 +36,31 @@ pub(super) struct Facts {
     pub size: u64,
     /// full_page_writes; without it the mirror can't be backed up with `label`.
     pub full_page_writes: bool,
+    /// synchronous_standby_names.
+    pub synchronous: String,
     /// Pages have checksums or hint bits are logged, so pg_rewind can be used.
     pub may_rewind: bool,
 }
+
+impl Facts {
+    /// Says so if commits on the primary may wait for the mirror with this slot, which is its application_name too.
+    /// `*` is every standby, and also pg_basebackup, which with a slot reports what it has synced
+    /// (SyncRepGetStandbyPriority in syncrep.c, ReceiveXlogStream in receivelog.c).
+    pub(super) fn waits_for(&self, slot: &str) -> Option<String> {
+        let is_it = |name: &str| name == "*" || name.eq_ignore_ascii_case(slot);
+        let between = |c: char| c.is_ascii_whitespace() || ",()".contains(c);
+        let mut names = self.synchronous.split(between).map(|name| name.trim_matches('"'));
+        names.any(is_it).then(|| {
+            format!(
+                "the primary's synchronous_standby_names is \"{}\", which makes the mirror a synchronous standby: the primary reports as committed what only the mirror may have, and waits for it where no other standby answers",
+                self.synchronous
+            )
+        })
+    }
+}
+
+/// What to do about it.
+pub(super) const NAME_STANDBYS: &str = "name the standbys that commits shall wait for in synchronous_standby_names, and reload the primary's configuration";
 
 /// A slot as the primary shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,6 +176,7 @@ impl Primary {
             free_senders: column(&row, "free_senders")?,
             size: column::<i64>(&row, "size")?.max(0).unsigned_abs(),
             full_page_writes: column(&row, "full_page_writes")?,
+            synchronous: column::<Text>(&row, "synchronous")?.lossy(),
             may_rewind: column(&row, "may_rewind")?,
         })
     }
@@ -306,4 +329,36 @@ const FACTS: &str = "
            (SELECT coalesce(sum(pg_database_size(oid)), 0)::bigint FROM pg_database
              WHERE has_database_privilege(oid, 'CONNECT')) AS size,
            current_setting('full_page_writes') = 'on' AS full_page_writes,
+           current_setting('synchronous_standby_names') AS synchronous,
            current_setting('data_checksums') = 'on' OR current_setting('wal_log_hints') = 'on' AS may_rewind";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_standby_is_the_mirror_too() {
+        let facts = |names: &str| Facts {
+            major: 15,
+            system_identifier: SystemIdentifier::new(7),
+            tablespaces: Vec::new(),
+            settings: crate::mirror::record::tests::record().standby_settings,
+            superuser: "postgres".into(),
+            dbname: "postgres".into(),
+            may_replicate: true,
+            free_slots: 1,
+            free_senders: 2,
+            size: 0,
+            full_page_writes: true,
+            synchronous: names.into(),
+            may_rewind: true,
+        };
+        for names in ["*", "\"*\"", "ANY 1 (*)", "FIRST 2 (s1, *)", "2(s1,LOCKSTEP_mirror_m)"] {
+            let said = facts(names).waits_for("lockstep_mirror_m").expect(names);
+            assert!(said.contains(names), "{said}");
+        }
+        for names in ["", "s1", "ANY 1 (s1, s2)", "\"a*b\"", "lockstep_mirror_main"] {
+            assert_eq!(facts(names).waits_for("lockstep_mirror_m"), None, "{names}");
+        }
+    }
+}

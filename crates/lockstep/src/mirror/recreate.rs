@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use pgfiles::control_file::DbState;
 
 use super::create::{self, refuse};
-use super::primary::{Facts, Primary};
+use super::primary::{Facts, NAME_STANDBYS, Primary};
 use super::record::{Home, Kind, Phase, Place, Record};
 use super::{fill, room, serve};
 use crate::config::Config;
@@ -32,8 +32,12 @@ pub enum How {
 }
 
 /// What is asked for by name.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Asked {
+    /// The connection string of another primary, without a password, that it is to follow from now on.
+    pub from: Option<String>,
+    /// The file with that one's password, if it has another.
+    pub password_file: Option<PathBuf>,
     /// A base backup, even if pg_rewind would be enough.
     pub base_backup: bool,
     /// What was written to a promoted mirror may be lost.
@@ -45,7 +49,7 @@ pub struct Asked {
 /// # Errors
 /// When the mirror was promoted and its writes aren't to be discarded, the primary is another cluster or can't be
 /// reached, space is short, or anything fails.
-pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: Asked) -> Result<How> {
+pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: &Asked) -> Result<How> {
     home.find(name)?;
     let _lock = home.lock(name, "mirror recreate")?;
     let mut record = home.find(name)?;
@@ -65,16 +69,28 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: Asked) -> Re
     if !asked.discard_writes {
         refuse_promoted(&record)?;
     }
-    record.write_passfile()?;
+    let before = record.clone();
+    if let Some(from) = &asked.from {
+        record.primary = create::of_from(from)?.to_string();
+    }
+    if let Some(file) = create::absolute(asked.password_file.as_deref())? {
+        record.password_file = Some(file);
+    }
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
+    if let Some(what) = facts.waits_for(&record.slot) {
+        tracing::warn!("{what}: {NAME_STANDBYS}");
+    }
     let rewind = !asked.base_backup && may_rewind(&record, &mut primary, &facts)?;
     room::check(home, &record, rewind)?;
     add_tablespaces(home, &mut record, &facts)?;
 
     fill::end_fillers(&record);
     serve::stop(&record)?;
+    // Only now: a mirror that is refused keeps what it has, and its server reads that whenever it connects.
+    record.write_passfile()?;
+    register_again(&before, &record)?;
     record.standby_settings = facts.settings;
     record.phase = Phase::Recreating;
     home.write(&record)?;
@@ -104,7 +120,34 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: Asked) -> Re
     }
     record.phase = Phase::Ready;
     home.write(&record)?;
+    if record.primary != before.primary {
+        tracing::warn!(
+            "if the former primary ({}) is another server and comes back, the mirror's slot keeps WAL there; run on it: SELECT pg_drop_replication_slot('{}')",
+            before.primary,
+            record.slot
+        );
+    }
     Ok(how)
+}
+
+/// Writes the mirror's file in the configuration again, with its new primary. One that somebody has edited is theirs.
+fn register_again(before: &Record, record: &Record) -> Result<()> {
+    let (old, new) = (before.as_toml()?, record.as_toml()?);
+    if old == new {
+        return Ok(());
+    }
+    let path = &record.registration;
+    let text = std::fs::read_to_string(path).unwrap_or_default();
+    if text == old {
+        return files::publish(path, new.as_bytes());
+    }
+    if text != new {
+        tracing::warn!(
+            "\"{}\" isn't as Lockstep wrote it, and stays: write the new `primary`, and primary_password_file if that is another, into it",
+            path.display()
+        );
+    }
+    Ok(())
 }
 
 fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Result<How> {

@@ -5,7 +5,7 @@
 //! replayed at the same path here, which on the primary's own host is the primary's own folder. So the server runs in
 //! a mount namespace in which it can only write to its own datasets and a few usual places.
 
-use super::primary::Primary;
+use super::primary::{NAME_STANDBYS, Primary};
 use super::record::{Home, Record};
 use super::{room, verdict};
 use crate::context::program;
@@ -49,6 +49,9 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
         });
     match asked {
         Ok((facts, mut primary)) => {
+            if let Some(what) = facts.waits_for(&record.slot) {
+                tracing::warn!("{what}: {NAME_STANDBYS}");
+            }
             let slot = primary.slot(&record.slot)?;
             if slot.as_ref().is_none_or(|slot| slot.is_lost() && !slot.active) {
                 let was = if slot.is_some() { "was invalidated on" } else { "was gone from" };
@@ -165,6 +168,10 @@ fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {
         // The mirror is there for backups: replay waits for a query instead of cancelling it.
         ("max_standby_streaming_delay", "-1".into()),
         ("max_standby_archive_delay", "-1".into()),
+        // So its queries need no old rows on the primary. Where the primary's file has it on, for a failover, the
+        // mirror's slot would hold back VACUUM there: by as much as the mirror lags, and for good while it is stopped
+        // (PhysicalReplicationSlotNewXmin in walsender.c).
+        ("hot_standby_feedback", "off".into()),
         // Many mirrors share a host, and replay needs little memory.
         ("shared_buffers", "128MB".into()),
         ("huge_pages", "off".into()),
@@ -187,6 +194,14 @@ fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {
     // In the primary's postgresql.conf these have no effect there. Here they would clean up its archive, hold replay
     // back, or end it at the target of an older recovery.
     all.extend(recovery::neutral());
+    // PostgreSQL ends if the shell doesn't find the primary's command here (RestoreArchivedFile in xlogarchive.c).
+    if record.restore_command.is_none() {
+        all.push(("restore_command".to_owned(), String::new()));
+    }
+    // It needs hot_standby_feedback, and says so in the log again and again.
+    if major.is_some_and(|major| major >= 17) {
+        all.push(("sync_replication_slots".to_owned(), "off".to_owned()));
+    }
     for (name, value) in &record.settings {
         all.retain(|(known, _)| known != name);
         all.push((name.clone(), value.clone()));
@@ -214,10 +229,29 @@ mod tests {
             ("recovery_min_apply_delay", "0"),
             ("recovery_target_time", ""),
             ("recovery_target_timeline", "latest"),
+            ("restore_command", ""),
         ] {
             assert_eq!(of(name), [&(name.to_owned(), value.to_owned())]);
         }
+        assert_eq!(of("hot_standby_feedback")[0].1, "off");
+        assert!(of("sync_replication_slots").is_empty(), "15 doesn't know it");
+        assert!(
+            options(&record, Some(17)).contains(&("sync_replication_slots".into(), "off".into()))
+        );
         // The primary's connection string isn't on the command line.
         assert!(of("primary_conninfo").is_empty());
+    }
+
+    #[test]
+    fn its_own_restore_command_and_feedback_stay() {
+        let mut record = record();
+        record.restore_command = Some("cp /archive/%f %p".into());
+        record.settings = vec![("hot_standby_feedback".into(), "on".into())];
+        let all = options(&record, Some(15));
+        // Its own restore_command is in postgresql.auto.conf, which the command line would override.
+        assert!(!all.iter().any(|(name, _)| name == "restore_command"));
+        let feedback: Vec<_> =
+            all.iter().filter(|(name, _)| name == "hot_standby_feedback").collect();
+        assert_eq!(feedback, [&("hot_standby_feedback".to_owned(), "on".to_owned())]);
     }
 }

@@ -171,15 +171,17 @@ impl Verdict {
                 "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start makes the slot again"
             ),
             Self::SettingsTooSmall(_) => {
-                format!("{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start takes them over")
+                format!(
+                    "{lockstep} mirror stop {name}; {lockstep} mirror start {name}: start takes them over"
+                )
             }
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
             Self::NotStreaming(_) => format!(
                 "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again. Was the password changed? Write it to the mirror's password file, and {lockstep} mirror start {name} hands it to the server"
             ),
-            Self::PrimaryUnreachable(_) => {
-                "check that the primary runs, and check primary and primary_password_file of this mirror".into()
-            }
+            Self::PrimaryUnreachable(_) => format!(
+                "check that the primary runs, and that it lets this host in; the mirror continues by itself. If another server has taken its place for good: {lockstep} mirror recreate {name} --from 'host=… user=…'"
+            ),
         };
         Some(text)
     }
@@ -498,6 +500,8 @@ mod tests {
         assert!(hint.contains("--cluster m prune --local --set"), "{hint}");
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
+        let hint = unreachable.hint("m", |_| true).unwrap();
+        assert!(hint.contains("mirror recreate m --from"), "{hint}");
         let starting =
             "could not connect to the primary server: FATAL:  the database system is starting up";
         let not_yet = with(|seen| quiet(seen, &format!("FATAL:  {starting}")));

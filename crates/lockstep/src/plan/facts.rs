@@ -82,7 +82,8 @@ impl Facts {
     }
 
     /// The last time that a standby's data is known to have reached: its last replayed commit if it answers, its
-    /// checkpoint if it is stopped (the same for a stopped primary). Its data is at least that new.
+    /// checkpoint if it is stopped (the same for a stopped primary) or can't be asked: then nobody says whether it still
+    /// follows, and this is its last restartpoint's. Its data is at least that new.
     #[must_use]
     pub fn last_data(&self) -> Option<jiff::Timestamp> {
         if !self.is_standby() && !self.is_shut_down() {
@@ -91,7 +92,7 @@ impl Facts {
         let checkpoint = jiff::Timestamp::from_second(self.control.checkpoint_copy.time).ok();
         match &self.server {
             Ok(server) => server.following.as_ref()?.last_commit.or(checkpoint),
-            Err(_) => checkpoint.filter(|_| self.is_shut_down()),
+            Err(_) => checkpoint,
         }
     }
 

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::isolation::left::Namespace;
+use crate::plan::layout::{Part, PartKind};
 use crate::postgres::instance;
 use crate::process;
 use crate::volume::discover::PartPath;
@@ -67,4 +69,100 @@ impl Running {
 fn is_the_same(pid: u32, path: &Path) -> bool {
     let Ok(below) = path.strip_prefix("/") else { return false };
     files::are_one(&Path::new(&format!("/proc/{pid}/root")).join(below), path)
+}
+
+/// Returns a part at whose path the server of this cluster sees another folder than is seen here, and one of the
+/// server's processes: it is in a mount namespace of its own (a container's, or that of a unit with `BindPaths=`), and
+/// what it writes there is somewhere else. What can't be looked at isn't told.
+///
+/// # Errors
+/// When the processes can't be listed.
+pub fn seen_elsewhere(
+    parts: &[Part],
+    is_reachable: impl Fn(&Path) -> bool,
+) -> Result<Option<(u32, &Part)>> {
+    let Some(data) = parts.iter().find(|part| part.kind == PartKind::Data) else {
+        return Ok(None);
+    };
+    for pid in processes()? {
+        let cwd = PathBuf::from(format!("/proc/{pid}/cwd"));
+        let Ok(folder) = std::fs::read_link(&cwd) else { continue };
+        let is_its = Namespace::of(pid).is_some()
+            && is_reachable(&folder)
+            && files::are_one(&cwd, &data.real_path);
+        if !is_its {
+            continue;
+        }
+        let is_another = |part: &&Part| {
+            // In a container the data directory may have another path, and pg_wal be mounted in it.
+            let there = match part.path.strip_prefix(&data.path) {
+                Ok(inside) => cwd.join(inside),
+                Err(_) => PathBuf::from(format!("/proc/{pid}/root"))
+                    .join(part.path.strip_prefix("/").unwrap_or(&part.path)),
+            };
+            part.kind != PartKind::Data
+                && there.is_dir()
+                && part.real_path.is_dir()
+                && !files::are_one(&there, &part.real_path)
+        };
+        if let Some(part) = parts.iter().find(is_another) {
+            return Ok(Some((pid, part)));
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::layout::tests::{layout, tablespace};
+    use crate::process::Program;
+    use std::time::{Duration, Instant};
+
+    /// A program with PostgreSQL's name, in a namespace in which other folders are mounted over a tablespace's and over
+    /// pg_wal.
+    #[test]
+    fn parts_that_the_server_sees_elsewhere_are_told() {
+        if !crate::isolation::possible() {
+            return;
+        }
+        let scratch = tempfile::tempdir().unwrap();
+        let of = |name: &str| scratch.path().join(name);
+        for folder in ["data/pg_wal", "same", "other", "new"] {
+            std::fs::create_dir_all(of(folder)).unwrap();
+        }
+        let sleep = ["/usr/bin/sleep", "/bin/sleep"].into_iter().find(|it| Path::new(it).exists());
+        std::fs::copy(sleep.unwrap(), of("postgres")).unwrap();
+        let kinds = [(PartKind::Data, "t/d"), (PartKind::Wal, "t/w")];
+        let tablespaces = [(tablespace(5), "t/a"), (tablespace(6), "t/b")];
+        let mut parts = layout(&[kinds, tablespaces].concat()).parts;
+        for (part, name) in parts.iter_mut().zip(["data", "data/pg_wal", "same", "other"]) {
+            (part.path, part.real_path) = (of(name), of(name));
+        }
+        let told = |parts: &[Part]| {
+            let found = seen_elsewhere(parts, |_| true).unwrap();
+            found.map(|(pid, part)| (pid, part.kind.clone()))
+        };
+        assert_eq!(told(&parts), None, "no server runs");
+        let log = std::fs::File::create(of("log")).unwrap();
+        let script = "cd \"$0\" && mount --bind new \"$1\" && cd data && exec ../postgres 615";
+        let started = |over: &str| {
+            let program = Program::new("unshare").args(["--mount", "--", "sh", "-c", script]);
+            program.arg(scratch.path()).arg(over).start(&log).unwrap()
+        };
+        for (over, kind) in [("other", tablespace(6)), ("data/pg_wal", PartKind::Wal)] {
+            let mut child = started(over);
+            let since = Instant::now();
+            while told(&parts).is_none() {
+                assert!(since.elapsed() < Duration::from_secs(10), "{over}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            assert_eq!(told(&parts), Some((child.id(), kind.clone())));
+            let rest: Vec<_> = parts.iter().filter(|part| part.kind != kind).cloned().collect();
+            assert_eq!(told(&rest), None, "the same folders on both sides");
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        assert_eq!(told(&parts), None);
+    }
 }

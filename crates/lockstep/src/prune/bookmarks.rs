@@ -5,7 +5,10 @@
 //!
 //! What could go wrong: a repository gets another name in the configuration. So a record of the newest set that any
 //! repository has stays, whatever the repository's name is; and a name that the cluster no longer has may belong to a
-//! repository that doesn't answer.
+//! repository that doesn't answer. Or a pool isn't imported, or is suspended: its bookmarks come back with it, and nobody
+//! else would ever destroy them.
+
+use std::collections::BTreeMap;
 
 use super::in_common::Common;
 use crate::context::Context;
@@ -15,6 +18,7 @@ use crate::plan::layout::PartKind;
 use crate::set::journal::{self, BookmarkRecord};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
+use crate::volume::zfs::Away;
 
 /// Checks that bookmarks can replace all of the set's snapshots that are shipped.
 pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
@@ -45,12 +49,16 @@ pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> R
     Ok(())
 }
 
-/// Destroys the bookmarks that nobody needs any more.
+/// Destroys the bookmarks that nobody needs any more. Those of a pool that isn't available wait for it.
 ///
 /// # Errors
 /// When one can't be destroyed.
 pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
-    for record in records(cx)? {
+    let mut all = records(cx)?;
+    let bookmarks = all.iter().flat_map(|record| &record.bookmarks);
+    let away = cx.zfs.all_away(bookmarks.map(|(dataset, _)| dataset.pool()))?;
+    all.retain(|record| !has_away(record, &away));
+    for record in all {
         // As long as its set is still here, it replaces nothing.
         let is_needed = is_needed(&record, commons, &cx.cluster.repositories);
         if is_needed && !cx.state.is_complete(record.set.as_str()) {
@@ -63,6 +71,11 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
         files::remove_file(&path(cx, &record))?;
     }
     Ok(())
+}
+
+/// Checks whether a record has bookmarks on one of the pools that are `away`. A pure function.
+fn has_away(record: &BookmarkRecord, away: &BTreeMap<String, Away>) -> bool {
+    record.bookmarks.iter().any(|(dataset, _)| away.contains_key(dataset.pool()))
 }
 
 /// Checks whether the next increment to a repository may start from a record's bookmarks. `names` are those of the
@@ -126,6 +139,24 @@ fn shipped<'a>(cx: &Context, set: &'a Manifest) -> Result<Vec<&'a SetVolume>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::volume::zfs::{DatasetName, Guid};
+
+    #[test]
+    fn a_record_stays_as_long_as_a_pool_of_its_bookmarks_is_away() {
+        let of = |dataset: &str| (DatasetName::new(dataset).unwrap(), Guid::new(7));
+        let record = BookmarkRecord {
+            set: "20261122T000000Z-bbbb".parse().unwrap(),
+            started_at: jiff::Timestamp::UNIX_EPOCH,
+            repositories: vec!["near".into()],
+            bookmarks: vec![of("tank/pg"), of("fast/ts")],
+        };
+        let is = |pools: &[(&str, Away)]| {
+            let away = pools.iter().map(|(pool, why)| ((*pool).to_owned(), *why));
+            has_away(&record, &away.collect())
+        };
+        assert!(is(&[("fast", Away::NotImported)]) && is(&[("tank", Away::Suspended)]));
+        assert!(!is(&[("other", Away::NotImported)]) && !is(&[]));
+    }
 
     #[test]
     fn a_record_stays_until_its_repositories_have_a_newer_set_whatever_they_are_called() {

@@ -2,6 +2,9 @@
 //!
 //! A set that isn't whole (a snapshot is gone or replaced by another, or a file of its own is gone or cut) counts for
 //! no rule: it must not use up a place that a restorable set could have. It is removed when its time has come.
+//!
+//! What could go wrong: a data directory is lost, a container's start makes a new cluster there by itself, and the sets
+//! of that push out the ones that are needed now. So no policy removes a set of another cluster, as in a repository.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,6 +15,7 @@ use super::{Entry, Fate, Outcome, Place, Plan, Request, bookmarks, resolve};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
+use crate::repository::kin::{Identity, Kin};
 use crate::restore;
 use crate::retention::{self, Candidate, Decision, Reason};
 use crate::set::at_work;
@@ -43,6 +47,10 @@ pub(super) fn prune(
     }
     let zone = cx.cluster.retention.time_zone().map_err(Error::failed)?;
     let mut facts = Facts::take(cx, asked)?;
+    if !request.sets.is_empty() {
+        // Whoever names a set gives it up.
+        facts.anothers.clear();
+    }
     if request.dry_run {
         // Otherwise it is gone by now.
         facts.pass_over(&restore::unfinished::to_be_undone(cx)?);
@@ -53,7 +61,8 @@ pub(super) fn prune(
     let ids = all.map(ToString::to_string);
     let named = resolve(&Place::Local, &request.sets, &ids.collect::<Vec<_>>())?;
     let decide = |is_counted: &dyn Fn(&Facts, &Manifest) -> bool| {
-        let counted: Vec<_> = facts.sets.iter().filter(|set| is_counted(&facts, set)).collect();
+        let own = facts.sets.iter().filter(|set| !facts.is_anothers(set));
+        let counted: Vec<_> = own.filter(|set| is_counted(&facts, set)).collect();
         let now = Timestamp::now();
         let candidates = facts.candidates(&counted, &named, now);
         match policy.filter(|_| request.sets.is_empty()) {
@@ -107,7 +116,8 @@ pub fn overdue(cx: &Context, at: Timestamp) -> Result<Vec<String>> {
     facts.sets.retain(|set| set.started_at <= at);
     facts.find_shipped(cx)?;
     facts.commons = in_common::with_all(cx, &in_common::unasked(cx), &facts.bases(cx)?);
-    let whole: Vec<_> = facts.sets.iter().filter(|set| facts.broken(set).is_none()).collect();
+    let own = facts.sets.iter().filter(|set| !facts.is_anothers(set));
+    let whole: Vec<_> = own.filter(|set| facts.broken(set).is_none()).collect();
     let decided = retention::decide(&facts.candidates(&whole, &[], at), policy, at, &zone);
     let going = |set: &&Manifest| {
         let is_kept = |one: &Decision| one.id == set.set.as_str() && one.is_kept();
@@ -135,11 +145,32 @@ fn tell_given_up(set: &str, snapshot: &SnapshotName, why: Away) {
     );
 }
 
+/// Returns the sets of another cluster than the one in the data directory, and why no policy removes them. If
+/// pg_control can't be read, the newest set tells which cluster this is.
+fn anothers(cx: &Context, sets: &[Manifest]) -> BTreeMap<String, String> {
+    let kin = Kin::of(&Identity::of(cx, sets), &[]);
+    let others = sets.iter().filter(|set| !kin.has_identifier(set.postgres.system_identifier));
+    let why = |set: &Manifest| {
+        let found = set.postgres.system_identifier;
+        let why = format!(
+            "it is of system identifier {found}, and this host's cluster is another: is the right one in \"{}\"? If it is, and is the same from before pg_upgrade or a dump and restore: formerly = [\"{found}\"] in [clusters.{}]; to be rid of the set: {} prune --local --set {}",
+            cx.cluster.data_directory.display(),
+            cx.name,
+            lockstep(),
+            set.set
+        );
+        (set.set.to_string(), why)
+    };
+    others.map(why).collect()
+}
+
 /// What is on this host.
 struct Facts {
     owner: String,
     sets: Vec<Manifest>,
     damaged: Vec<(SetId, String)>,
+    /// Sets of another cluster than this host's, and why no policy removes them.
+    anothers: BTreeMap<String, String>,
     /// What is wrong with the files beside manifests, by set.
     files: BTreeMap<String, String>,
     /// Sets whose removal was cut off, and couldn't be finished yet.
@@ -183,6 +214,7 @@ impl Facts {
         let files = files.collect();
         Ok(Self {
             owner: cx.state.owner().to_owned(),
+            anothers: anothers(cx, &sets),
             files,
             sets,
             damaged: damaged.into_iter().map(|(id, e)| (id, e.chain())).collect(),
@@ -295,6 +327,10 @@ impl Facts {
             let standing = self.standing.get(&volume.snapshot);
             self.is_away(volume) || standing.is_some_and(|standing| standing.guid == volume.guid)
         })
+    }
+
+    fn is_anothers(&self, set: &Manifest) -> bool {
+        self.anothers.contains_key(set.set.as_str())
     }
 
     fn is_common(&self, id: &str) -> bool {
@@ -443,6 +479,9 @@ impl Facts {
             found.filter(|decision| decision.is_kept()).map(|decision| decision.reasons.clone())
         };
         let fate = |set: &Manifest| match (self.broken(set), self.in_the_way(set, is_named(set))) {
+            _ if self.is_anothers(set) => {
+                Fate::Left(self.anothers.get(set.set.as_str()).cloned().unwrap_or_default())
+            }
             (None, way) => match (kept(whole, set), way) {
                 (Some(reasons), _) => Fate::Keep(reasons),
                 (None, Some(why)) => Fate::Left(why),

@@ -20,6 +20,7 @@ impl Refusal {
             Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; if the tablespace is lost: DROP TABLESPACE".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
             Self::NestedNotMounted { dataset, .. } => format!("make its files part of the dataset around it; if it is only a copy, or nobody needs it there: `zfs set canmount=noauto {}`", quote(dataset)),
+            Self::SeenElsewhere { pid, .. } => format!("`findmnt --task {pid}` lists what is mounted for the server (a container's volumes, a unit's BindPaths=). Let the path lead to the same folder here: a link or a mount of this host may still lead to an older copy"),
             Self::StrayLink { .. } => "stop the server and replace the link with what it points to; data that has to be elsewhere can be a tablespace: PostgreSQL itself makes links only for tablespaces and pg_wal".into(),
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Unsettled { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),

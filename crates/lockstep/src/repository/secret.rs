@@ -41,7 +41,10 @@ pub fn read(path: &Path, what: &str) -> Result<Vec<u8>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Err(Error::usage(
                 format!("the {what} \"{shown}\" isn't there"),
-                format!("is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again{}", for_new(what)),
+                format!(
+                    "is the path right, and its file system mounted? If nobody has a copy of it any more, it is lost: it can't be made again{}",
+                    for_new(what)
+                ),
             ));
         }
         opened => opened.map_err(Error::io("read", path))?,

@@ -33,6 +33,7 @@ use crate::process::Credentials;
 use crate::refusal::Refusal;
 use crate::set::manifest::{CONFIGURATION, Manifest, SetFile, WalStored, hash, of_configuration};
 use crate::set::own_files::FrozenWal;
+use crate::volume::discover::HARMLESS;
 
 /// A file of the set: a standby's pg_control, as it was after the last snapshot.
 const KEPT_CONTROL: &str = "pg_control";
@@ -177,6 +178,7 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
         }
         opened::remove_in(&path, |_| true)?;
     }
+    give_mount_points(data, owner)?;
     remove_named(&data.join("global"), b"pg_internal.init")?;
     remove_named(&data.join("base"), b"pgsql_tmp")?;
     for database in folders(&data.join("base"))? {
@@ -188,6 +190,21 @@ fn clean(build: &Build, owner: Option<Credentials>) -> Result<()> {
             for database in folders(&version)? {
                 remove_named(&database, b"pg_internal.init")?;
             }
+        }
+    }
+    Ok(())
+}
+
+/// Gives the folders on which datasets were mounted that no set has (one of logs) to the server's user: ZFS makes them
+/// for root alone. With a log that it can't open no server starts, and without pg_stat_tmp autovacuum of PostgreSQL 14
+/// does nothing.
+fn give_mount_points(data: &Path, owner: Option<Credentials>) -> Result<()> {
+    let Some(owner) = owner.filter(|owner| owner.uid != 0) else { return Ok(()) };
+    for path in HARMLESS.map(|name| data.join(name)) {
+        let found = std::fs::symlink_metadata(&path);
+        let is_root_s = found.is_ok_and(|found| found.is_dir() && found.uid() == 0);
+        if is_root_s && files::is_empty_directory(&path)? {
+            files::create_owned_directory(&path, Some(owner))?;
         }
     }
     Ok(())

@@ -122,3 +122,19 @@ fn the_original_s_segments_count_as_archived() {
         assert_eq!(marks, expected.map(|name| status.join(name)));
     }
 }
+
+#[test]
+fn the_folder_on_which_a_dataset_of_logs_was_mounted_becomes_the_server_s() {
+    assert!(rustix::process::geteuid().is_root(), "run as root: it makes another user's files");
+    let scratch = tempfile::tempdir().unwrap();
+    let data = scratch.path().canonicalize().unwrap();
+    let names = ["log", "pg_log", "pg_stat_tmp", "other"];
+    names.iter().for_each(|name| std::fs::create_dir(data.join(name)).unwrap());
+    std::fs::write(data.join("pg_log/root_s"), b"").unwrap();
+    let of = || names.map(|name| data.join(name).metadata().unwrap().uid());
+    give_mount_points(&data, None).unwrap();
+    assert_eq!(of(), [0; 4], "nobody else owns what is restored");
+    give_mount_points(&data, Some(Credentials { uid: 65534, gid: 65534 })).unwrap();
+    assert_eq!(of(), [65534, 0, 65534, 0]);
+    assert!(!data.join("pg_replslot").exists());
+}

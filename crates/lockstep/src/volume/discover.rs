@@ -20,7 +20,7 @@ pub struct PartPath {
 
 /// Folders of a data directory whose contents a restored cluster doesn't need (basebackup.c excludes the same); a
 /// file system mounted there needn't be in the set.
-const HARMLESS: [&str; 4] = ["pg_stat_tmp", "log", "pg_log", "pg_replslot"];
+pub(crate) const HARMLESS: [&str; 4] = ["pg_stat_tmp", "log", "pg_log", "pg_replslot"];
 
 /// Finds the volume of each part.
 ///

@@ -220,3 +220,41 @@ fn another_cluster_behind_the_data_directory_is_told() {
     let planned = here.json(&[&latest[..], &[target.to_str().expect("UTF-8")]].concat());
     assert_eq!(planned["set"], json!(set));
 }
+
+/// After initdb, or pg_upgrade: the sets of the new cluster remove none of the former one's.
+#[test]
+fn a_new_cluster_s_sets_push_none_of_the_former_s_out_of_this_host() {
+    let (former, new) = (Fixture::new(one_dataset()), Fixture::new(one_dataset()));
+    // One state_dir for both: only what is in the data directory is another.
+    let configure = |more: &str| {
+        let retention = "[clusters.main.retention]\nlocal = { last = 1 }\n";
+        let text = former.configuration("label", true);
+        fs::write(former.config(), text).expect("it can be written");
+        let text = new.configuration("label", true);
+        let text = text.replace(&toml_string(&new.state), &toml_string(&former.state));
+        fs::write(new.config(), format!("{text}{more}\n{retention}")).expect("it can be written");
+    };
+    configure("");
+    let two = |lockstep: &Lockstep| {
+        [(); 2].map(|()| {
+            // Sets of the same second have no order.
+            std::thread::sleep(std::time::Duration::from_millis(1100));
+            lockstep.backup("label").id
+        })
+    };
+    let old = two(&former.lockstep());
+    let lockstep = new.lockstep();
+    let own = two(&lockstep);
+    let left = format!("it is of system identifier {}", identifier(&former));
+    for more in [&["--dry-run"][..], &[]] {
+        let outcome = lockstep.expect(exit::PROBLEMS, &[&["prune", "--local"][..], more].concat());
+        assert_said(&outcome, &[&left, "formerly = [", &old[0], &old[1]]);
+    }
+    assert_eq!(lockstep.sets(), [&*old[0], &*old[1], &*own[1]]);
+    // Whoever names one gives it up.
+    lockstep.expect(exit::DONE, &["prune", "--local", "--set", &old[0]]);
+    assert_eq!(lockstep.sets(), [&*old[1], &*own[1]]);
+    configure(&format!("formerly = [\"{}\"]\n", identifier(&former)));
+    lockstep.expect(exit::DONE, &["prune", "--local"]);
+    assert_eq!(lockstep.sets(), [&*own[1]]);
+}

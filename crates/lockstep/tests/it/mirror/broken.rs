@@ -343,6 +343,41 @@ fn another_way_than_its_primary() {
     heir.stop(Stop::Immediate);
 }
 
+/// The primary is lost, and a standby on another address takes its place.
+#[test]
+fn another_server_than_its_primary() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let heir = alone.another_standby();
+    catch_up(&alone, "main");
+    alone.primary.stop(Stop::Immediate);
+    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
+    let lockstep = alone.fixture.lockstep();
+    let seen = wait_for_state(&alone, "main", "primary-unreachable");
+    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("--from")), "{seen}");
+    let bad = ["mirror", "recreate", "main", "--from", "host=/nowhere user=postgres"];
+    lockstep.expect(exit::FAILED, &bad);
+    assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
+    let from = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
+    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--from", &from]);
+    assert!(made.stderr.contains("pg_drop_replication_slot"), "{}", made.describe());
+    wait_for_state(&alone, "main", "follows");
+    let kept = "SELECT coalesce(to_regclass('kept')::text, '')";
+    let mirror = server_of(&alone, "main");
+    wait_until("the mirror has the heir's", PATIENCE, || mirror.value("postgres", kept) == "kept");
+    // Backups ask the new one, too.
+    let file = alone.fixture.root().join("lockstep.d/main.toml");
+    let text = fs::read_to_string(&file).expect("it is registered");
+    assert!(text.contains(&format!("port={}", heir.port)), "{text}");
+    backup(&lockstep, "main");
+    // From now on without being told.
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
+    let slots = "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'lockstep%'";
+    assert_eq!(heir.column("postgres", slots), [""; 0]);
+    heir.stop(Stop::Immediate);
+}
+
 /// After pg_rewind the mirror needs WAL from before the failover, which the new primary has removed by now.
 #[test]
 fn another_way_than_its_primary_whose_wal_is_gone() {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
-use crate::support::command::{command, give_to_postgres, must, run};
+use crate::support::command::{command, give_to_postgres, must, run, wait_until};
 use crate::support::layout::empty_pools;
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
@@ -508,7 +508,8 @@ fn primary_with_settings_of_a_standby() {
     let touched = Path::new("/tmp").join(format!("lockstep-cleaned-{}", std::process::id()));
     let lines = format!(
         "archive_cleanup_command = 'touch {}'\nrecovery_min_apply_delay = '1h'\n\
-         recovery_target_time = '2026-01-01 00:00:00+00'\nrecovery_target_action = 'promote'\n",
+         recovery_target_time = '2026-01-01 00:00:00+00'\nrecovery_target_action = 'promote'\n\
+         restore_command = 'no-such-program %f %p'\nhot_standby_feedback = on\n",
         touched.display()
     );
     set(&alone.primary, &lines);
@@ -522,6 +523,10 @@ fn primary_with_settings_of_a_standby() {
     assert_eq!(mirror.value("postgres", "SELECT pg_is_in_recovery()::text"), "true");
     assert_eq!(mirror.value("postgres", "SHOW archive_cleanup_command"), "");
     assert!(!touched.exists(), "the mirror ran the primary's archive_cleanup_command");
+    assert_eq!(mirror.value("postgres", "SHOW restore_command"), "");
+    assert_eq!(mirror.value("postgres", "SHOW hot_standby_feedback"), "off");
+    let held = "SELECT coalesce(xmin::text, 'nothing') FROM pg_replication_slots";
+    assert_eq!(alone.primary.value("postgres", held), "nothing", "VACUUM is held back");
     wait_for_state(&alone, "main", "follows");
 }
 
@@ -546,6 +551,25 @@ fn settings_are_checked_first() {
         ["--setting", "work_mem=7MB", "--setting", "a.b=1", "--dry-run"].map(str::to_owned),
     );
     lockstep.expect(exit::DONE, &words(&arguments));
+}
+
+/// A mirror is no standby that commits may wait for, or count on.
+#[test]
+fn primary_that_waits_for_every_standby() {
+    let alone = Alone::new(empty_pools());
+    let lockstep = alone.fixture.lockstep();
+    let arguments = create_words(&alone, "main");
+    set(&alone.primary, "synchronous_standby_names = 'ANY 1 (*)'\n");
+    alone.primary.execute(&["SELECT pg_reload_conf()"]);
+    let said = "synchronous_standby_names is \"ANY 1 (*)\"";
+    // The server reads its file a moment later.
+    let mut dry = arguments.clone();
+    dry.push("--dry-run".to_owned());
+    wait_until("the primary waits", PATIENCE, || lockstep.run(&words(&dry)).stderr.contains(said));
+    let refused = lockstep.expect(exit::REFUSED, &words(&arguments));
+    assert!(refused.stderr.contains(said), "{}", refused.describe());
+    assert!(refused.stderr.contains("hint: name the standbys"), "{}", refused.describe());
+    assert_gone(&alone, "main", "refused");
 }
 
 /// Two hosts make a mirror of the same name at once: the slower one leaves the faster one's slot alone.
