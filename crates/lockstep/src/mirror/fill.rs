@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Record};
 use super::room;
+use super::serve::NO_HBA;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::isolation;
@@ -179,7 +180,7 @@ fn complete_configuration(record: &Record, primary: &mut Primary) -> Result<()> 
     for name in ["pg_hba.conf", "pg_ident.conf"] {
         if let Some(path) = missing(name) {
             let text: &[u8] = match name {
-                "pg_hba.conf" => b"# written by lockstep mirror: the primary keeps its own elsewhere\nlocal all all peer\n",
+                "pg_hba.conf" => NO_HBA,
                 _ => b"# written by lockstep mirror: the primary keeps its own elsewhere\n",
             };
             files::write_owned(&path, text, user)?;

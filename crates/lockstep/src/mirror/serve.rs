@@ -150,6 +150,11 @@ pub fn stop(record: &Record) -> Result<()> {
 /// reaches it may connect. It isn't the primary's, and belongs to no set.
 pub(crate) const HBA: &[u8] = b"# written by lockstep\nlocal all all trust\n";
 
+/// The pg_hba.conf in a mirror's data directory if the primary keeps its own outside of it: what is restored from the
+/// mirror's sets goes by it.
+pub(crate) const NO_HBA: &[u8] =
+    b"# written by lockstep mirror: the primary keeps its own elsewhere\nlocal all all peer\n";
+
 /// The settings that differ from the primary's.
 fn options(record: &Record, major: Option<u32>) -> Vec<(String, String)> {
     let top = record.top();

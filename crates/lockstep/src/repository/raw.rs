@@ -115,6 +115,15 @@ impl Segment {
         self.chain.len().checked_sub(2).and_then(|at| self.chain.get(at))
     }
 
+    /// Checks whether its chain goes on from the segment `guid`, and has others than `before` before that one. If that
+    /// one were replaced by an increment on the last of `before`, nobody could receive this one any more.
+    #[must_use]
+    pub fn goes_on_otherwise(&self, guid: &str, before: &[Link]) -> bool {
+        let Some(at) = self.chain.iter().position(|link| link.guid == guid) else { return false };
+        let own = self.chain.iter().take(at).map(|link| &link.guid);
+        at + 1 < self.chain.len() && own.ne(before.iter().map(|link| &link.guid))
+    }
+
     /// Checks that its whole chain is among these deltas.
     #[must_use]
     pub fn is_whole(&self, there: &[String]) -> bool {
@@ -501,6 +510,21 @@ mod tests {
         let after = |newest: u64, full_every| next(&[newest], &[1, 2, 3], &chains, full_every);
         assert_eq!((after(1, 2), after(2, 2), after(3, 2)), (Some(1), Some(2), None));
         assert_eq!((after(1, 1), after(2, 1)), (Some(1), None));
+    }
+
+    #[test]
+    fn what_later_segments_go_on_from_is_replaced_only_by_the_same_increment() {
+        let later = segment(&[1, 2, 3, 4]);
+        let goes_on = |guid: &str, before: &[u64]| {
+            let before = segment(before).chain;
+            later.goes_on_otherwise(guid, &before)
+        };
+        assert!(!goes_on("3", &[1, 2]), "it is the same increment");
+        assert!(goes_on("3", &[]), "a full stream can't be received on top of 2");
+        assert!(goes_on("3", &[1]) && goes_on("3", &[1, 9]) && goes_on("2", &[]));
+        assert!(!goes_on("1", &[]), "it was a full stream");
+        // Nothing comes after it, or it isn't in the chain.
+        assert!(!goes_on("4", &[]) && !goes_on("5", &[]));
     }
 
     #[test]

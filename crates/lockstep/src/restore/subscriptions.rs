@@ -13,13 +13,19 @@ use super::{Problem, Request, Restored};
 const ORIGINS: &str = "pg_logical/replorigin_checkpoint";
 const WITHOUT_ANY: u64 = 8;
 
-/// Returns a problem if the restored cluster's subscriptions are active.
+/// Returns a problem if the restored cluster's subscriptions are active, and warns if somebody may make them so.
 pub(super) fn go_on(request: &Request, restored: &Restored) -> Option<Problem> {
-    let is_active = restored.started
-        && !restored.holds_subscriptions
-        && request.clone.is_none()
-        && request.recovery.standby.is_none();
-    (is_active && has_origins(&restored.placement.data)).then(|| Problem {
+    let may_go_on = request.clone.is_none() && request.recovery.standby.is_none();
+    if !may_go_on || !has_origins(&restored.placement.data) {
+        return None;
+    }
+    if !restored.started || restored.holds_subscriptions {
+        tracing::warn!(
+            "what the cluster's publishers sent to the original after the place where recovery ends isn't sent again: its subscriptions lack it once they are active. Compare the tables with the publishers' then, or fill them anew"
+        );
+        return None;
+    }
+    Some(Problem {
         what: "the cluster's subscriptions go on, and what their publishers sent to the original after the place where recovery ended isn't sent again".into(),
         hint: "compare the tables with the publishers', or fill them anew: DROP SUBSCRIPTION, TRUNCATE the tables, CREATE SUBSCRIPTION".into(),
     })

@@ -446,11 +446,17 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
         let key = of_configuration(name);
         let kept = build.manifest.files.get(&key);
         let bytes = if kept.is_some_and(|kept| !is_mirror_s(name, kept)) {
-            let kept = build.read_set_file(&key)?;
+            let bytes = build.read_set_file(&key)?;
+            if kept.is_some_and(|kept| has_no_rules(name, kept)) {
+                tracing::warn!(
+                    "the set is a mirror's, and has no rules of its primary's pg_hba.conf, which was elsewhere: the restored cluster lets only \"{}\" in, over its socket",
+                    build.cx.cluster.os_user
+                );
+            }
             if name == "postgresql.conf" {
-                recovery::staying(&kept, &build.placement.data)
+                recovery::staying(&bytes, &build.placement.data)
             } else {
-                kept
+                bytes
             }
         } else if path.exists() {
             if name == "postgresql.conf" {
@@ -480,6 +486,11 @@ fn place_configuration(build: &Build, owner: Option<Credentials>) -> Result<()> 
 /// may open the socket. The primary's is in the data directory.
 fn is_mirror_s(name: &str, kept: &SetFile) -> bool {
     name == "pg_hba.conf" && kept.blake3 == hash(serve::HBA)
+}
+
+/// Whether this is what a mirror has in the place of a primary's pg_hba.conf that no base backup brought.
+fn has_no_rules(name: &str, kept: &SetFile) -> bool {
+    name == "pg_hba.conf" && kept.blake3 == hash(serve::NO_HBA)
 }
 
 /// Removes a `data_directory` from postgresql.conf: with it, a server that is started on this folder would run the

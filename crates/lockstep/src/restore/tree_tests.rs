@@ -46,6 +46,9 @@ fn what_a_mirror_s_server_lets_in_is_not_restored() {
     assert!(is_mirror_s("pg_hba.conf", &kept(serve::HBA)));
     assert!(!is_mirror_s("pg_hba.conf", &kept(b"local all all trust\n")));
     assert!(!is_mirror_s("pg_ident.conf", &kept(serve::HBA)));
+    assert!(has_no_rules("pg_hba.conf", &kept(serve::NO_HBA)));
+    assert!(!has_no_rules("pg_hba.conf", &kept(serve::HBA)));
+    assert!(!is_mirror_s("pg_hba.conf", &kept(serve::NO_HBA)), "it is restored");
 }
 
 #[test]

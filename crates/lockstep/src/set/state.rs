@@ -489,7 +489,8 @@ pub fn owner_of(state_dir: &Path) -> Result<String> {
     let path = &state_dir.join("owner");
     let is_missing = |e: &std::io::Error| e.kind() == ErrorKind::NotFound;
     let found = std::fs::read(path);
-    let is_first = found.as_ref().is_err_and(is_missing);
+    // A link that leads nowhere is replaced: it would always be there first.
+    let is_first = found.as_ref().is_err_and(is_missing) && !path.is_symlink();
     let how = match found {
         Err(e) if is_missing(&e) => "is missing".to_owned(),
         read => {

@@ -206,6 +206,18 @@ fn first_commands_at_a_time_get_one_id() {
     }
 }
 
+/// Somebody keeps the file elsewhere, and that isn't mounted. Without sets no id is lost.
+#[test]
+fn an_owner_that_leads_nowhere_is_replaced() {
+    let temporary = Temporary::new("owner-link");
+    std::fs::create_dir_all(&temporary.0).unwrap();
+    let path = temporary.0.join("owner");
+    std::os::unix::fs::symlink("nowhere", &path).unwrap();
+    let owner = owner_of(&temporary.0).unwrap();
+    assert!(!path.is_symlink());
+    assert_eq!(owner_of(&temporary.0).unwrap(), owner);
+}
+
 #[test]
 fn one_lock_a_cluster() {
     let temporary = Temporary::new("lock");

@@ -5,8 +5,10 @@
 //! from scratch, and the repository would never get one. Nor may what is stored be collected meanwhile, or the set be
 //! pruned here: this module says what must stay.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
+use strata::Ulid;
 use strata::check::Begun;
 use strata::manifest::DeltaId;
 use strata::pack::PackWriter;
@@ -86,14 +88,30 @@ pub(crate) fn kept(cx: &Context, repository: &Repository) -> Result<Begun> {
     let mut kept = Begun::default();
     let (sets, _) = cx.state.sets()?;
     for set in since_the_last(cx, &repository.name, Some(&repository.id), &sets) {
+        kept.packs.extend(packs(cx, repository, set)?);
         for volume in &set.volumes {
-            for (image, journal) in journals(cx, &repository.name, volume) {
-                kept.packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
+            for (image, _) in journals(cx, &repository.name, volume) {
                 kept.deltas.insert(DeltaId { image, id: volume.guid.to_string() });
             }
         }
     }
     Ok(kept)
+}
+
+/// Returns the packs that a set's journals name: its shipment resumes from these, however old the set is.
+///
+/// # Errors
+/// When a journal can't be read.
+pub(super) fn packs(
+    cx: &Context,
+    repository: &Repository,
+    set: &Manifest,
+) -> Result<BTreeSet<Ulid>> {
+    let mut packs = BTreeSet::new();
+    for (_, journal) in set.volumes.iter().flat_map(|of| journals(cx, &repository.name, of)) {
+        packs.extend(PackWriter::stored_before(&journal).map_err(of_strata)?);
+    }
+    Ok(packs)
 }
 
 /// Returns the newest of this host's `sets` (oldest first) whose shipment to the repository was interrupted, if no

@@ -10,6 +10,10 @@
 //!
 //! Or the dataset was received anew, without `-w`: its snapshots have their old GUIDs and other IVs, and no increment
 //! from them can be received behind what is stored. Then all of the volume is sent.
+//!
+//! Or a segment that isn't whole any more is sent again, on another base or in full because the snapshot before it is no
+//! longer on this host. Later segments are increments on it: all of them would count as whole again, and no restore
+//! could receive them. So that is refused.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +24,7 @@ use super::passing::STRIDE;
 use super::route::{Bases, How};
 use super::volume::{Sent, Shipment, journal_name, stored_bytes};
 use crate::config::EncryptedDatasets;
-use crate::context::Context;
+use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
 use crate::refusal::Refusal;
@@ -137,6 +141,8 @@ pub(super) struct RawWay {
     there: Option<(Descriptor, Segment)>,
     /// What it is an increment to.
     base: Option<(Base, Segment)>,
+    /// The segments that are there and whose chains have its own.
+    later: Vec<Segment>,
 }
 
 impl RawWay {
@@ -182,8 +188,9 @@ impl RawWay {
         let deltas = there.image(&image)?;
         let guid = volume.guid.to_string();
         // A segment that is there is part of other sets' chains as it is, so no full one may replace it.
-        if how.is_full() && !deltas.has(&guid) {
-            return Ok(Self { image, there: None, base: None });
+        let is_full = how.is_full() && !deltas.has(&guid);
+        if is_full && !how.is_late {
+            return Ok(Self { image, there: None, base: None, later: Vec::new() });
         }
         let mut ids = Vec::new();
         for id in deltas.ids() {
@@ -202,8 +209,19 @@ impl RawWay {
             // Its base may have been collected meanwhile.
             let there = read(&guid)?.filter(|(_, segment)| segment.is_whole(&ids));
             if there.is_some() {
-                return Ok(Self { image, there, base: None });
+                return Ok(Self { image, there, base: None, later: Vec::new() });
             }
+        }
+        // No chain has a snapshot that is new.
+        let mut later = Vec::new();
+        if how.is_late || deltas.has(&guid) {
+            for id in ids.iter().filter(|id| **id != guid) {
+                let segment = read(id)?.map(|(_, segment)| segment);
+                later.extend(segment.filter(|it| it.chain.iter().any(|link| link.guid == guid)));
+            }
+        }
+        if is_full {
+            return Ok(Self { image, there: None, base: None, later });
         }
         let is_known = |base: &Base| {
             let guid = base.guid.to_string();
@@ -223,7 +241,7 @@ impl RawWay {
             read(id)?.map(|(_, segment)| segment).ok_or_else(gone)
         };
         let base = next_base(found, &ids, how.raw_full_every, segment)?;
-        Ok(Self { image, there: None, base })
+        Ok(Self { image, there: None, base, later })
     }
 
     /// Ships the volume.
@@ -233,11 +251,33 @@ impl RawWay {
     pub(super) fn ship(self, shipment: &Shipment<'_>, volume: &SetVolume) -> Result<ShippedVolume> {
         let (descriptor, segment) = match self.there {
             Some(there) => there,
-            None => send(shipment, volume, &self.image, self.base)?,
+            None => send(shipment, volume, &self.image, self.base, &self.later)?,
         };
         let stored = stored_bytes(shipment.repository, &descriptor)?;
         Ok(ShippedVolume::raw(volume.dataset.clone(), descriptor, segment, stored))
     }
+}
+
+/// Checks that the volume's segment may be sent as an increment on `base`, or in full: the `later` ones have to be
+/// increments on it still.
+fn assert_received_behind(
+    volume: &SetVolume,
+    base: Option<&Segment>,
+    later: &[Segment],
+) -> Result<()> {
+    let (guid, before) = (volume.guid.to_string(), base.map_or(&[][..], |base| &base.chain[..]));
+    let Some(other) = later.iter().find(|other| other.goes_on_otherwise(&guid, before)) else {
+        return Ok(());
+    };
+    let last = other.chain.last().map_or("", |link| &link.snapshot);
+    Err(Error::failed(format!(
+        "{} can't be stored raw again: \"{last}\" is stored as an increment on how it was sent before, and couldn't be received behind it any more, because what it was an increment to itself is no longer on this host, or isn't whole in the repository",
+        volume.snapshot
+    ))
+    .with_hint(format!(
+        "sets that need a damaged segment can't be repaired: `{} ship --full` of a set that the repository never had begins anew",
+        lockstep()
+    )))
 }
 
 /// Sends and stores a segment.
@@ -246,7 +286,9 @@ fn send(
     volume: &SetVolume,
     image: &str,
     base: Option<(Base, Segment)>,
+    later: &[Segment],
 ) -> Result<(Descriptor, Segment)> {
+    assert_received_behind(volume, base.as_ref().map(|(_, segment)| segment), later)?;
     let repository = shipment.repository;
     let config = &repository.config;
     let spec = SendSpec {
@@ -286,7 +328,7 @@ fn send(
             "it is encrypted otherwise than when its snapshot {before} was sent (was it received anew?): all of it is sent again"
         );
         drop(writer);
-        return send(shipment, volume, image, None);
+        return send(shipment, volume, image, None, later);
     }
     let key_location = shipment.key_locations.get(&volume.dataset).cloned();
     let properties = shipment.properties.get(volume.dataset.as_str()).cloned();
@@ -305,6 +347,7 @@ mod tests {
     use super::*;
     use crate::prune::memory_store::Memory;
     use crate::repository::raw::stored_tests::repository;
+    use crate::repository::raw::{Kind, Link};
     use crate::set::manifest::tests::manifest;
     use crate::set::manifest::{SetFile, SetPart};
     use crate::volume::zfs::Guid;
@@ -329,6 +372,34 @@ mod tests {
         let file = SetFile { bytes: 1, blake3: String::new() };
         set.files = files.iter().map(|name| ((*name).to_owned(), file.clone())).collect();
         set
+    }
+
+    #[test]
+    fn a_segment_within_other_chains_is_not_sent_on_another_base() {
+        let segment = |guids: &[u64]| {
+            let link = |guid: &u64| Link { guid: guid.to_string(), snapshot: format!("s{guid}") };
+            Segment {
+                version: 1,
+                kind: Kind::Raw,
+                chain: guids.iter().map(link).collect(),
+                stream_bytes: 1,
+                blake3: String::new(),
+                key_location: None,
+                properties: BTreeMap::new(),
+            }
+        };
+        let mut set = set("tank/wal", WalStored::Files, &[]);
+        let mut volume = set.volumes.remove(0);
+        volume.guid = Guid::new(3);
+        let later = [segment(&[1, 2, 3, 4])];
+        let check = |base: Option<&Segment>| assert_received_behind(&volume, base, &later);
+        check(Some(&segment(&[1, 2]))).unwrap();
+        let error = check(None).unwrap_err();
+        assert!(error.to_string().contains("\"s4\""), "{error}");
+        assert!(error.hint().unwrap().contains("ship --full"), "{error}");
+        assert!(check(Some(&segment(&[1]))).is_err());
+        volume.guid = Guid::new(4);
+        assert_received_behind(&volume, None, &later).unwrap();
     }
 
     #[test]

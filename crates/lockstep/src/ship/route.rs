@@ -139,6 +139,8 @@ pub struct How<'a> {
     pub raw_full_every: u32,
     /// What nobody needs, as noted by a collection.
     pub noted: &'a Doomed,
+    /// Whether the repository has a newer set, which may count on what this one's volumes were.
+    pub is_late: bool,
 }
 
 impl How<'_> {

@@ -201,10 +201,14 @@ impl<'a> Shipping<'a> {
         let memory = harm::memory(cx, repository);
         let wholeness = Wholeness::new(repository, &memory);
         let stored = manifest.volumes.iter().filter(|volume| keeps_wal || !is_wal_alone(volume));
+        let is_newer = |set: &String| set.as_str() > manifest.set.as_str();
+        // Only what is stored raw asks for it.
+        let has_raw = manifest.volumes.iter().any(|volume| encrypted.is_raw(&volume.dataset));
+        let is_late = has_raw && repository.ids()?.last().is_some_and(is_newer);
         let find = |volume: &'a SetVolume| {
             let raw = encrypted.is_raw(&volume.dataset);
             let raw_full_every = repository.config.raw_full_every;
-            let how = How { raw, extent, raw_full_every, noted: &noted };
+            let how = How { raw, extent, raw_full_every, noted: &noted, is_late };
             route(&bases, &wholeness, volume, how)
         };
         let routes = stored.map(find).collect::<Result<Vec<_>>>()?;
@@ -226,7 +230,9 @@ impl<'a> Shipping<'a> {
             return Ok(());
         }
         let strata = &repository.strata;
-        let packs = begun::kept(cx, repository)?.packs;
+        let mut packs = begun::kept(cx, repository)?.packs;
+        // Of a set that is older than one that is there, nothing else protects them.
+        packs.extend(begun::packs(cx, repository, manifest)?);
         let files =
             descriptor_path(strata, FILES_IMAGE, manifest.set.as_str()).map_err(of_strata)?;
         let again = routes.iter().flat_map(|route| route.noted.iter().cloned());

@@ -268,6 +268,24 @@ fn nothing_changes_places_while_the_original_runs() {
     assert_clean(&fixture);
 }
 
+/// After a crash, the number in the original's postmaster.pid is another process's: nobody could stop that "server".
+#[test]
+fn a_number_that_is_another_process_s_by_now_is_no_server() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = fixture.lockstep();
+    let set = lockstep.backup("label");
+    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    fixture.cluster.stop(Stop::Fast);
+    let pid_file = fixture.cluster.data.join("postmaster.pid");
+    std::fs::write(&pid_file, format!("{}\n", std::process::id())).expect("the test may");
+    run(&fixture, &restored, "", &["stop"]);
+    assert!(!restored.server().is_running());
+    std::fs::remove_file(&pid_file).expect("it is there");
+    run(&fixture, &restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(&fixture);
+}
+
 /// With the data directory's dataset, those below it would be renamed, and the cluster would be in pieces; what was
 /// live among them would be destroyed with `…-before`.
 #[test]

@@ -193,7 +193,7 @@ fn the_page_changes_nothing_in_the_folder_where_it_is_typed() {
     // Nothing that needs ZFS, starts a server or waits.
     let middle = blocks().into_iter().map(|(_, text)| text);
     let middle: Vec<_> = middle.filter(|text| text.contains("/data\" && {")).collect();
-    assert_eq!(middle.len(), 5, "each block that works in a folder goes there");
+    assert_eq!(middle.len(), 6, "each block that works in a folder goes there");
     for text in middle {
         for to in [format!("TO='{}'\n", nowhere.display()), "unset TO\n".to_owned()] {
             let others = "WAL=none\nDATA=none\nTABLESPACES=\nPORT=1\nCONFIG=/none\n";

@@ -7,10 +7,15 @@ use crate::support::command::wait_until;
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
 use crate::support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
-use crate::support::shipping::{packs, with_options};
+use crate::support::shipping::{folder, packs, with_options};
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
+use strata::check::{self, Begun, Doomed, Run, Terms};
+use strata::lease::HELD;
+use strata::pack::PackWriter;
+use strata::store::{ObjectStorage, Store};
 
 const SCALE: u32 = 1;
 
@@ -137,6 +142,53 @@ fn a_note_that_was_left_is_in_nobody_s_way(fixture: &Fixture, lockstep: &Lockste
     steps.release("prune.leased");
     let outcome = pruning.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::DONE), "{}", outcome.describe());
+}
+
+/// As with `ship --missing`: nothing keeps what was stored of such a set, but if it is still there, it is used.
+#[test]
+fn what_an_older_set_goes_on_from_is_struck_out_of_the_note() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let lockstep = with_options(&fixture, "");
+    lockstep.backup("label");
+    fixture.cluster.execute(&[
+        "CREATE TABLE more TABLESPACE ts1 AS SELECT n FROM generate_series(1, 1000) n",
+        "CHECKPOINT",
+    ]);
+    let older = lockstep.json(&["backup", "--no-ship"])["set"].as_str().expect("an id").to_owned();
+    let journals = || {
+        let listed = fs::read_dir(fixture.state.join("clusters/main/shipping"));
+        listed.into_iter().flatten().flatten().map(|entry| entry.path()).collect::<Vec<_>>()
+    };
+    let named = || -> BTreeSet<_> {
+        let journals = journals().into_iter();
+        journals.flat_map(|at| PackWriter::stored_before(&at).expect("a journal")).collect()
+    };
+    // All packs of a volume are stored before its delta.
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("ship.replacing");
+    let mut program = lockstep.clone().with_steps(&steps).spawn(&["ship", &older]);
+    wait_until("a journal names a pack", LIMIT, || {
+        assert!(program.is_running(), "it ended before it could be killed");
+        !named().is_empty()
+    });
+    program.kill();
+    program.wait(LIMIT);
+    lockstep.backup("label");
+
+    let storage = ObjectStorage::folder(&folder(&fixture)).expect("a folder");
+    let repository = strata::Repository::new(Store::new(storage), "clusters/main", None);
+    let repository = repository.expect("a repository");
+    let now = u64::try_from(jiff::Timestamp::now().as_second()).expect("after 1970");
+    let terms = Terms::at(3600, now + 10_000);
+    check::collect(&repository, &Begun::default(), terms, Run::Real, HELD).expect("collected");
+    let is_noted = |path: &String| {
+        let noted = Doomed::read(&repository).expect("a note");
+        noted.since(path).is_some()
+    };
+    let stored: Vec<_> = named().into_iter().map(|pack| repository.pack_path(pack)).collect();
+    assert!(!stored.is_empty() && stored.iter().all(is_noted), "{stored:?}");
+    lockstep.expect(exit::DONE, &["ship", &older]);
+    assert!(!stored.iter().any(is_noted), "{stored:?}");
 }
 
 /// But if a manifest can't be read, nobody knows whose they are.

@@ -3,7 +3,8 @@
 //! `object_store` leaves out whatever the system fails to look at (a damaged inode, a network file system that doesn't
 //! answer, a folder that this user may read but not enter), without an error. What could go wrong: a set's manifest is
 //! left out, and what the set needs counts as needed by nobody and is deleted. So the folder is walked here: what has
-//! been deleted meanwhile isn't listed, and any other failure is an error that names the file.
+//! been deleted meanwhile isn't listed, and any other failure is an error that names the file. So is a link that leads
+//! nowhere: the disk that somebody has put a folder on isn't mounted.
 //!
 //! Or a name that no object has (a line break, not UTF-8) makes every listing fail for good. It is listed in other
 //! characters, so that it counts as somebody else's.
@@ -85,12 +86,23 @@ fn names(folder: &Path) -> Result<impl Iterator<Item = Result<(String, PathBuf)>
     }))
 }
 
-/// Looks at a file or folder; `None` if it doesn't exist, or a link leads nowhere.
+/// Looks at a file or folder; `None` if it doesn't exist.
 fn looked_at(path: &Path) -> Result<Option<Metadata>> {
     match fs::metadata(path) {
+        Err(error) if is_gone(&error) && leads_nowhere(path) => Err(Error::other(format!(
+            "\"{}\" is a link that leads nowhere: is the disk mounted that it leads to?",
+            path.display()
+        ))),
         Err(error) if is_gone(&error) => Ok(None),
         metadata => metadata.map(Some).map_err(|error| about(path, &error)),
     }
+}
+
+/// Whether this, which can't be followed, is a link. No object's name begins with a dot: editors lock files with such
+/// links (`.#NAME`).
+fn leads_nowhere(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    path.is_symlink() && !name.as_encoded_bytes().starts_with(b".")
 }
 
 fn is_gone(error: &Error) -> bool {
@@ -134,7 +146,7 @@ mod tests {
         fs::create_dir_all(&disk).unwrap();
         fs::write(disk.join("P"), "pack").unwrap();
         symlink(&disk, folder.join("a/packs")).unwrap();
-        symlink("nowhere", folder.join("a/sets/gone.json")).unwrap();
+        symlink("nowhere", folder.join("a/sets/.#x.json")).unwrap();
         symlink("..", folder.join("a/sets/back")).unwrap();
         let odd = OsStr::from_bytes(b"b\xff");
         for name in [OsStr::new("x.json"), OsStr::new("x.json#1"), OsStr::new("Icon\r"), odd] {
@@ -175,5 +187,25 @@ mod tests {
             assert!(error.to_string().contains("sets/x.json"), "{error}");
         }
         assert!(folders(scratch.path(), "sets").is_err());
+    }
+
+    /// With its packs listed and no set, everything in the repository would be unneeded.
+    #[test]
+    fn a_folder_on_a_disk_that_is_not_mounted_is_an_error() {
+        let scratch = tempfile::tempdir().unwrap();
+        let (folder, disk) = (scratch.path().join("r"), scratch.path().join("disk"));
+        fs::create_dir_all(folder.join("a/packs")).unwrap();
+        fs::write(folder.join("a/packs/P"), "pack").unwrap();
+        symlink(disk.join("sets"), folder.join("a/sets")).unwrap();
+        for prefix in ["", "a", "a/sets"] {
+            let error = list(&folder, prefix, &mut |_| true).unwrap_err();
+            assert!(error.to_string().contains("a/sets\" is a link that leads nowhere"), "{error}");
+        }
+        assert!(folders(&folder, "a").is_err() && folders(&folder, "a/sets").is_err());
+        fs::create_dir_all(disk.join("sets")).unwrap();
+        for prefix in ["", "a", "a/sets"] {
+            list(&folder, prefix, &mut |_| true).unwrap();
+        }
+        assert_eq!(folders(&folder, "a").unwrap().len(), 2);
     }
 }

@@ -262,6 +262,11 @@ fn primary_with_its_configuration_elsewhere() {
     let conf = fs::read_to_string(restored.data.join("postgresql.conf")).unwrap_or_default();
     assert!(conf.contains("maintenance_work_mem = '33MB'"), "what is restored has it too: {conf}");
     assert!(!conf.contains("data_directory"), "{conf}");
+    let to = alone.fixture.target("again");
+    let target = to.to_str().expect("the harness' own paths are UTF-8");
+    let arguments = ["restore", &set.id, "--to", target];
+    let again = alone.fixture.lockstep().expect(exit::DONE, &of_cluster("main", &arguments));
+    assert!(again.stderr.contains("no rules of its primary's pg_hba.conf"), "{}", again.describe());
     by_etc.stop(Stop::Immediate);
 }
 

@@ -265,6 +265,17 @@ fn subscriptions_that_go_on_lack_what_was_sent_since() {
     let outcome = lockstep.expect(exit::PROBLEMS, &arguments);
     assert_said(&outcome, &["problem: the cluster's subscriptions go on", "hint: compare"]);
     lockstep.restored(&json_of(&outcome)).server().stop(Stop::Fast);
+
+    // Whoever starts it, or ends the rest, does so later.
+    for (name, options) in [("unstarted", &[][..]), ("resting", &["--start"][..])] {
+        let to = fixture.target(name);
+        let arguments = [&["--json"], &restore_arguments(&set, &to, options)[..]].concat();
+        let outcome = lockstep.expect(exit::DONE, &arguments);
+        assert_said(&outcome, &["its subscriptions lack it once they are active"]);
+        if name == "resting" {
+            lockstep.restored(&json_of(&outcome)).server().stop(Stop::Fast);
+        }
+    }
 }
 
 /// Options that only work together with others are refused without them, so that none is silently ignored.
