@@ -227,27 +227,6 @@ fn clones_take_the_place_of_the_original_and_keep_its_sets() {
     assert_clean(&fixture);
 }
 
-/// A cold set that goes on along its timeline has the history's `.done`, and so has what archived while it recovered: an
-/// archive_command that doesn't overwrite would fail for good.
-#[test]
-fn a_history_that_is_in_the_archive_is_not_archived_again() {
-    let fixture = Fixture::new(two_pools_four_datasets());
-    let lockstep = fixture.lockstep();
-    let set = lockstep.backup("label");
-    let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
-    let status = restored.server().data.join("pg_wal/archive_status");
-    let mark = |to: &str| status.join(format!("00000002.history.{to}"));
-    std::fs::write(mark("done"), b"").expect("the test may");
-    run(&fixture, &restored, "", &["reset"]);
-    assert!(!mark("ready").exists(), "it would be archived again");
-    std::fs::remove_file(mark("done")).expect("the test may");
-    run(&fixture, &restored, "", &["reset"]);
-    assert!(mark("ready").exists(), "it would never be archived");
-    run(&fixture, &restored, "", &["remove"]);
-    fixture.discard_set(&set.id);
-    assert_clean(&fixture);
-}
-
 /// A tablespace's dataset is rarely busy, and was exchanged below the running server; the data directory's is.
 #[test]
 fn nothing_changes_places_while_the_original_runs() {
@@ -268,13 +247,24 @@ fn nothing_changes_places_while_the_original_runs() {
     assert_clean(&fixture);
 }
 
-/// After a crash, the number in the original's postmaster.pid is another process's: nobody could stop that "server".
+/// A cold set that goes on along its timeline has the history's `.done`, and so has what archived while it recovered: an
+/// archive_command that doesn't overwrite would fail for good. And after a crash, the number in the original's
+/// postmaster.pid is another process's: nobody could stop that "server".
 #[test]
-fn a_number_that_is_another_process_s_by_now_is_no_server() {
+fn a_history_in_the_archive_and_the_number_of_another_process_are_no_hindrance() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = fixture.lockstep();
     let set = lockstep.backup("label");
     let restored = lockstep.restore_and_start(&set.id, &fixture.target("main"), &[]);
+    let status = restored.server().data.join("pg_wal/archive_status");
+    let mark = |to: &str| status.join(format!("00000002.history.{to}"));
+    std::fs::write(mark("done"), b"").expect("the test may");
+    run(&fixture, &restored, "", &["reset"]);
+    assert!(!mark("ready").exists(), "it would be archived again");
+    std::fs::remove_file(mark("done")).expect("the test may");
+    run(&fixture, &restored, "", &["reset"]);
+    assert!(mark("ready").exists(), "it would never be archived");
+
     fixture.cluster.stop(Stop::Fast);
     let pid_file = fixture.cluster.data.join("postmaster.pid");
     std::fs::write(&pid_file, format!("{}\n", std::process::id())).expect("the test may");
