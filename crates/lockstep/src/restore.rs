@@ -158,6 +158,7 @@ pub fn run_then(
         Ok(mut restored) => {
             restored.problems.extend(standby::does_not_stream(cx, request, &restored));
             restored.problems.extend(subscriptions::go_on(request, &restored));
+            restored.problems.extend(only::renamed::problem(request, &restored));
             Ok(restored)
         }
         // Its server has been started for them: whatever went wrong since, they may have written to it.

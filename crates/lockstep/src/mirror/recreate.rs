@@ -79,6 +79,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: &Asked) -> R
     let mut primary = Primary::connect(&record.conninfo()?, record.password_file.as_deref())?;
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
+    check_new(&before, &record, &mut primary, &facts)?;
     if let Some(what) = facts.waits_for(&record.slot) {
         tracing::warn!("{what}: {NAME_STANDBYS}");
     }
@@ -231,6 +232,40 @@ fn check(home: &Home, record: &Record, facts: &Facts) -> Result<()> {
                 "destroy old sets, or enlarge the pool",
             );
         }
+    }
+    Ok(())
+}
+
+/// Checks that another server than before can feed the mirror: once its own server is stopped and its record says
+/// `recreating`, only a base backup leads back. And a slot that is there already isn't the mirror's: another host's
+/// mirror may have it, and what that one still needs would be gone.
+fn check_new(before: &Record, record: &Record, primary: &mut Primary, facts: &Facts) -> Result<()> {
+    let (old, new) = (before.conninfo()?, record.conninfo()?);
+    if ["host", "hostaddr", "port"].iter().all(|key| old.get(key) == new.get(key)) {
+        return Ok(());
+    }
+    if !facts.may_replicate {
+        return refuse(
+            "the user of --from may not replicate",
+            "ALTER ROLE … REPLICATION, and a line for \"replication\" in that server's pg_hba.conf",
+        );
+    }
+    if primary.slot(&record.slot)?.is_some() {
+        return refuse(
+            format!("the server of --from has a slot \"{}\" already", record.slot),
+            format!(
+                "another mirror may need it. If none does, or it is this mirror's own (the same server at another address): {} mirror stop {}; on that server: SELECT pg_drop_replication_slot('{}'); then run this again",
+                program(),
+                record.name,
+                record.slot
+            ),
+        );
+    }
+    if facts.free_slots < 1 {
+        return refuse(
+            "the server of --from has no free replication slot",
+            "raise its max_replication_slots",
+        );
     }
     Ok(())
 }

@@ -54,7 +54,9 @@ fn expanded(files: &mut Files, path: &Path, text: &[u8], depth: u32) -> Result<V
 
 /// The names in a file of names, as they are written there.
 fn list(files: &mut Files, by: &Path, token: &Token, depth: u32) -> Result<Vec<Vec<u8>>> {
-    let path = beside(by, &token.value[1..]);
+    let name = &token.value[1..];
+    files.note(name);
+    let path = beside(by, name);
     check_depth(&path, depth)?;
     let text = files.demand(&path, by)?;
     let mut names = Vec::new();

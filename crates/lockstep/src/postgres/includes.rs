@@ -22,6 +22,8 @@ pub struct Whole {
     pub text: Vec<u8>,
     /// The file, and the files and folders that are named for inclusion, whether they exist or not.
     pub places: Vec<PathBuf>,
+    /// Something is named by its absolute path: a copy of the data directory has it elsewhere.
+    pub is_bound: bool,
 }
 
 /// Files that are read as one.
@@ -29,6 +31,7 @@ pub(super) struct Files<'a> {
     read: &'a dyn Fn(&Path) -> Result<Option<Vec<u8>>>,
     left: u32,
     places: Vec<PathBuf>,
+    is_bound: bool,
 }
 
 /// The complete text of the file at `path`; `None` if it doesn't exist. `read` reads a file if it exists, and
@@ -41,10 +44,10 @@ pub(super) fn whole(
     read: impl Fn(&Path) -> Result<Option<Vec<u8>>>,
     expanded: impl Fn(&mut Files, &Path, &[u8], u32) -> Result<Vec<u8>>,
 ) -> Result<Option<Whole>> {
-    let mut files = Files { read: &read, left: MOST, places: Vec::new() };
+    let mut files = Files { read: &read, left: MOST, places: Vec::new(), is_bound: false };
     let Some(text) = files.take(path)? else { return Ok(None) };
     let text = expanded(&mut files, path, &text, 0)?;
-    Ok(Some(Whole { text, places: files.places }))
+    Ok(Some(Whole { text, places: files.places, is_bound: files.is_bound }))
 }
 
 impl Files<'_> {
@@ -53,6 +56,11 @@ impl Files<'_> {
         self.left = self.left.checked_sub(1).ok_or_else(|| too_much(path))?;
         self.places.push(path.to_path_buf());
         (self.read)(path)
+    }
+
+    /// Notes how a file or folder is named that is included.
+    pub(super) fn note(&mut self, name: &[u8]) {
+        self.is_bound |= name.starts_with(b"/");
     }
 
     /// Reads a file that must exist.
@@ -78,6 +86,7 @@ impl Files<'_> {
             _ => return Ok(None),
         };
         self.places.push(place);
+        self.note(name);
         Ok(Some(Included { files, have_to_be, is_lenient: false }))
     }
 

@@ -146,9 +146,27 @@ pub const NO_WORKERS: &str = "max_logical_replication_workers";
 /// Settings with which a copy leaves the original alone. A subscription of the original would continue in it, and take
 /// changes away. pg_cron connects to where its table says: to the original, which would run each job twice. Its
 /// versions before 1.6 don't know the setting for that, and with the last one they run the jobs in their own server,
-/// instead of connecting anywhere. A server without pg_cron takes both as they are.
-const APART: [(&str, &str); 3] =
-    [(NO_WORKERS, "0"), ("cron.launch_active_jobs", "off"), ("cron.use_background_workers", "on")];
+/// instead of connecting anywhere. A coordinator of Citus connects to the workers in its table, rolls back there what is
+/// prepared and isn't in its own pg_dist_transaction, and removes shards that its own tables call moved: by then the
+/// original may have committed the one, and have the other in use again. A server without these extensions takes all
+/// of it as it is.
+const APART: [(&str, &str); 5] = [
+    (NO_WORKERS, "0"),
+    ("cron.launch_active_jobs", "off"),
+    JOBS_OF_ITS_OWN,
+    ("citus.recover_2pc_interval", "-1"),
+    ("citus.defer_shard_delete_interval", "-1"),
+];
+
+const JOBS_OF_ITS_OWN: (&str, &str) = ("cron.use_background_workers", "on");
+
+/// Returns the setting with which a cluster beside the original runs pg_cron's jobs in itself: it has a port of its
+/// own, but the table of jobs has the original's.
+#[must_use]
+pub fn jobs_of_its_own() -> (String, String) {
+    let (name, value) = JOBS_OF_ITS_OWN;
+    (name.to_owned(), value.to_owned())
+}
 
 /// Returns the settings with which a copy leaves the original alone.
 pub fn apart() -> impl Iterator<Item = (String, String)> {

@@ -4,6 +4,7 @@
 //! configuration doesn't name that server's cluster.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -100,10 +101,7 @@ pub fn seen_elsewhere(
                 Err(_) => PathBuf::from(format!("/proc/{pid}/root"))
                     .join(part.path.strip_prefix("/").unwrap_or(&part.path)),
             };
-            part.kind != PartKind::Data
-                && there.is_dir()
-                && part.real_path.is_dir()
-                && !files::are_one(&there, &part.real_path)
+            part.kind != PartKind::Data && are_two(&there, &part.real_path)
         };
         if let Some(part) = parts.iter().find(is_another) {
             return Ok(Some((pid, part)));
@@ -112,12 +110,33 @@ pub fn seen_elsewhere(
     Ok(None)
 }
 
+/// Whether two paths lead to two folders. Each is looked at once: a process that ends between two looks has no folder
+/// any more, and sees none elsewhere.
+fn are_two(one: &Path, other: &Path) -> bool {
+    let folder = |path: &Path| std::fs::metadata(path).ok().filter(std::fs::Metadata::is_dir);
+    let identity = |path: &Path| folder(path).map(|found| (found.dev(), found.ino()));
+    identity(one).zip(identity(other)).is_some_and(|(one, other)| one != other)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::plan::layout::tests::{layout, tablespace};
     use crate::process::Program;
     use std::time::{Duration, Instant};
+
+    /// A backend of a busy server ends at any moment.
+    #[test]
+    fn what_is_gone_by_now_is_not_elsewhere() {
+        let scratch = tempfile::tempdir().unwrap();
+        let of = |name: &str| scratch.path().join(name);
+        ["one", "two"].iter().for_each(|name| std::fs::create_dir(of(name)).unwrap());
+        std::fs::write(of("file"), "").unwrap();
+        assert!(are_two(&of("one"), &of("two")) && !are_two(&of("one"), &of("one/.")));
+        for other in ["gone", "file"] {
+            assert!(!are_two(&of(other), &of("one")) && !are_two(&of("one"), &of(other)));
+        }
+    }
 
     /// A program with PostgreSQL's name, in a namespace in which other folders are mounted over a tablespace's and over
     /// pg_wal.

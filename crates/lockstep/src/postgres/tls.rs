@@ -189,6 +189,7 @@ impl ServerCertVerifier for Verifier {
             return Ok(ServerCertVerified::assertion());
         }
         if is_named {
+            version1::verify_dates(end_entity, now)?;
             if authority.check_name {
                 verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
             }
@@ -260,6 +261,27 @@ mod tests {
         connector(&format!("host=a hostaddr=::1 sslmode=verify-full sslrootcert='{root}'"));
         let no_name = refused(&format!("hostaddr=::1 sslmode=verify-full sslrootcert='{root}'"));
         assert!(no_name.contains("host="), "{no_name}");
+    }
+
+    #[test]
+    fn a_certificate_that_is_named_itself_has_to_be_valid_now() {
+        // Version 3, ten years from then on.
+        const MADE: u64 = 1_795_859_223;
+        const EXPIRES: u64 = 2_111_219_223;
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/testdata/certificates/authority.crt");
+        let provider = Arc::new(ring::default_provider());
+        let authority = Authority::new(root, Verify::Authority, provider.clone()).unwrap();
+        let verifier = Verifier { provider, authority: Some(authority) };
+        let named = certificates(root).unwrap();
+        let server = ServerName::try_from("localhost").unwrap();
+        let verified = |at: u64| {
+            let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(at));
+            verifier.verify_server_cert(&named[0], &[], &server, &[], now).map(drop)
+        };
+        assert_eq!((verified(MADE), verified(EXPIRES)), (Ok(()), Ok(())));
+        let refused = |why| Err(Error::InvalidCertificate(why));
+        assert_eq!(verified(MADE - 1), refused(CertificateError::NotValidYet));
+        assert_eq!(verified(EXPIRES + 1), refused(CertificateError::Expired));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! What could go wrong: PostgreSQL ends recovery at the first record that it can't read, and at the first segment
 //! that restore_command doesn't deliver, and promotes there. A segment that is damaged in the archive, or that
-//! couldn't be read for a moment, hides everything after it. So restore_command is asked for what comes next. And
-//! what the original had not archived when it was lost is in its pg_wal, if that still exists.
+//! couldn't be read for a moment, hides everything after it. So restore_command is asked for what comes next. A longer
+//! gap in the archive hides that, too; but sets from after it may prove that there was more. And what the original had
+//! not archived when it was lost is in its pg_wal, if that still exists.
 
 use std::path::Path;
 
@@ -17,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::postgres::wal::{self, Found, WalIdentity};
 use crate::postgres::{instance, server};
 use crate::process::{Program, quote};
+use crate::set::branches::Member;
 
 /// How many segments are asked for: if one is missing or damaged itself, the next may still be there.
 const ASKED: u64 = 2;
@@ -159,6 +161,33 @@ impl End {
         }
     }
 
+    /// Returns a problem if one of the cluster's sets goes on along the timeline, for at least a whole segment after the
+    /// end: the archive has a gap. (The segment in which a newer set ends may not be full yet.)
+    pub(super) fn before_a_set(&self, sets: impl IntoIterator<Item = Member>) -> Option<Problem> {
+        let size = self.identity.segment_size;
+        let followed = self.followed()?;
+        let number = first_after(self.lsn, size);
+        let is_beyond = |set: &Member| {
+            let is_its = set.timeline == followed
+                && set.system_identifier == self.identity.system_identifier;
+            let end = set.end.filter(|_| is_its);
+            end.is_some_and(|end| WalSegment::ending_at(followed, end, size).number > number)
+        };
+        let set = sets.into_iter().filter(is_beyond).min_by_key(|set| set.end)?;
+        let end = set.end?;
+        let name = WalSegment { timeline: followed, number }.file_name(size);
+        Some(Problem {
+            what: format!(
+                "recovery ended at LSN {}, but its timeline {followed} went on: set {} of that goes to {end}, and restore_command doesn't deliver {name}",
+                self.lsn, set.set
+            ),
+            hint: format!(
+                "restore set {} or a newer one, which needs nothing before it; or find what the archive lacks from {name} on, and restore again: what was committed after LSN {} isn't in the restored cluster",
+                set.set, self.lsn
+            ),
+        })
+    }
+
     /// Warns if the pg_wal of the original, whose server doesn't run, has transactions after the end.
     pub(super) fn warn_of_what_the_original_has(
         &self,
@@ -231,6 +260,40 @@ mod tests {
         let history = TimelineHistory::parse(timeline, history.as_bytes()).unwrap();
         let end = End { history, lsn: lsn.parse().unwrap(), identity };
         end.next().map(|segment| segment.file_name(identity.segment_size)).collect()
+    }
+
+    #[test]
+    fn a_set_that_goes_further_proves_a_gap() {
+        let tli = |number| TimelineId::new(number).unwrap();
+        let identity = WalIdentity {
+            system_identifier: SystemIdentifier::new(7),
+            segment_size: WalSegmentSize::DEFAULT,
+            timeline: tli(2),
+        };
+        let history = TimelineHistory::parse(tli(2), b"1\t0/5000028\tx\n").unwrap();
+        let end = End { history, lsn: "0/5000028".parse().unwrap(), identity };
+        let set = |name: &str, timeline, cluster, end: &str| Member {
+            set: name.into(),
+            system_identifier: SystemIdentifier::new(cluster),
+            timeline: tli(timeline),
+            end: Some(end.parse().unwrap()),
+            history: Vec::new(),
+            primary: None,
+        };
+        let others = [
+            set("before", 1, 7, "0/5000020"),
+            // The next segment may not be archived yet.
+            set("next", 1, 7, "0/6FFFF00"),
+            set("another's", 1, 8, "0/9000000"),
+            set("of the new timeline", 2, 7, "0/9000000"),
+        ];
+        assert_eq!(end.before_a_set(others.clone()), None);
+        let further = [set("second", 1, 7, "0/9000000"), set("first", 1, 7, "0/7000100")];
+        let problem = end.before_a_set(others.into_iter().chain(further)).unwrap();
+        for words in ["0/5000028", "set first", "0/7000100", "000000010000000000000006"] {
+            assert!(problem.what.contains(words), "{words}: {}", problem.what);
+        }
+        assert!(problem.hint.contains("restore set first"), "{}", problem.hint);
     }
 
     #[test]

@@ -543,13 +543,18 @@ impl<'a> Build<'a> {
         }
     }
 
-    /// Whether the restored cluster's subscriptions would take changes that the original should get: they would
-    /// continue in the original's slots. A clone has settings of its own.
-    fn holds_subscriptions(&self) -> bool {
+    /// Whether the restored cluster is started on the original's host. A clone has settings of its own.
+    fn starts_beside_the_original(&self) -> bool {
         let is_here = || !original::here(self.cx, &self.manifest, &self.placement).is_empty();
         let is_asked = self.request.start && self.request.clone.is_none();
         let is_standby = self.recovery.standby.is_some();
-        is_asked && !is_standby && !self.request.keep_subscriptions && is_here()
+        is_asked && !is_standby && is_here()
+    }
+
+    /// Whether the restored cluster's subscriptions would take changes that the original should get: they would
+    /// continue in the original's slots.
+    fn holds_subscriptions(&self) -> bool {
+        !self.request.keep_subscriptions && self.starts_beside_the_original()
     }
 
     /// Writes postgresql.auto.conf.
@@ -560,6 +565,9 @@ impl<'a> Build<'a> {
     ) -> Result<()> {
         let mut settings = recovery::lasting(&self.recovery, &self.placement.directory, port);
         settings.extend(recovery::of_older(self.manifest.postgres.major));
+        if self.starts_beside_the_original() {
+            settings.push(recovery::jobs_of_its_own());
+        }
         if self.holds_subscriptions() {
             recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
         }

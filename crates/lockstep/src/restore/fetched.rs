@@ -1,8 +1,9 @@
 //! What a restore_command fetched and said, from the server's log.
 //!
 //! What could go wrong: PostgreSQL takes each exit code from 1 to 125 for the end of the archive (RestoreArchivedFile
-//! in xlogarchive.c). If a command lacks a permission, or writes where a server in its namespace must not, recovery
-//! ends early, and the resulting cluster looks complete. Only the command's own output shows it.
+//! in xlogarchive.c). If a command lacks a permission, writes where a server in its namespace must not, or can't reach
+//! the archive for a moment, recovery ends early, and the resulting cluster looks complete. `cp` ends with 1 whatever
+//! its reason is. Only the command's own output shows it.
 
 use pgfiles::lsn::{Lsn, TimelineId};
 use pgfiles::wal_name::{WalSegment, WalSegmentSize};
@@ -33,24 +34,65 @@ pub(super) fn problem(said: &[String], before: usize, end: Option<&str>) -> Opti
 pub(super) fn hint(line: &str) -> &'static str {
     if line.contains(READ_ONLY) {
         "add the folder that it writes to to clone.writable, then restore again: during recovery all but a few file systems are read-only"
+    } else if says(line, &NO_ROOM) {
+        "make room for WAL in the restored cluster's pg_wal, or where else the command writes, then restore again"
+    } else if says(line, &OUT_OF_REACH) {
+        "see that the archive can be reached and read without errors, then restore again"
     } else {
         "check that os_user can run it and read the archive, then restore again"
     }
 }
 
 const READ_ONLY: &str = "Read-only file system";
+/// In the words of the C library (ENOSPC, EDQUOT).
+const NO_ROOM: [&str; 2] = ["No space left on device", "quota exceeded"];
+/// The same for an archive that is there, and can't be read: a disk, a mount, the network. ssh's exit code ends recovery
+/// with an error; those of cp, scp, rsync and curl don't.
+const OUT_OF_REACH: [&str; 16] = [
+    "Input/output error",
+    "Remote I/O error",
+    "Stale file handle",
+    "Stale NFS file handle",
+    "Transport endpoint is not connected",
+    "Host is down",
+    "No route to host",
+    "etwork is unreachable",
+    "onnection refused",
+    "onnection reset by peer",
+    "timed out",
+    "ould not resolve host",
+    "name resolution",
+    "Too many open files",
+    "Cannot allocate memory",
+    "annot fork",
+];
+
+fn says(line: &str, known: &[&str]) -> bool {
+    known.iter().any(|words| line.contains(words))
+}
 
 /// Returns the line in which a command, not PostgreSQL, said that it couldn't do its work. That a file is missing is
 /// normal: it says so at the end of each archive.
 pub(super) fn complaint(said: &[String]) -> Option<&str> {
     const WORDS: [&str; 4] =
         [READ_ONLY, "ermission denied", "Operation not permitted", "command not found"];
-    let is_complaint =
-        |line: &&str| WORDS.iter().any(|words| line.contains(words)) || is_no_command(line);
     // What follows belongs to another command, such as archive_command.
-    let is_in_recovery = |line: &&str| !line.contains("ready to accept connections");
-    let lines = said.iter().map(String::as_str).take_while(is_in_recovery);
-    lines.filter(|line| !is_of_postgresql(line)).find(is_complaint)
+    let ready = said.iter().position(|line| line.contains("ready to accept connections"));
+    let said = &said[..ready.unwrap_or(said.len())];
+    // A command that was cut off and tried again has delivered what it was asked for: recovery went on.
+    let done = said.iter().position(|line| line.contains("redo done at")).unwrap_or(said.len());
+    let went_on = said[..done].iter().rposition(|line| line.contains("restored log file"));
+    let ends = went_on.map_or(0, |at| at + 1)..done;
+    let is_complaint = |at: usize, line: &str| {
+        let for_a_moment = says(line, &NO_ROOM) || says(line, &OUT_OF_REACH);
+        // A history is asked for once: without it recovery goes on, along another timeline.
+        let counts = ends.contains(&at) || line.contains(".history");
+        says(line, &WORDS) || is_no_command(line) || (for_a_moment && counts)
+    };
+    let lines = said.iter().map(String::as_str).enumerate();
+    let mut complaints =
+        lines.filter(|(at, line)| !is_of_postgresql(line) && is_complaint(*at, line));
+    complaints.next().map(|(_, line)| line)
 }
 
 /// dash writes `sh: 1: wal-g: not found`. Other tools say "not found" about segments.
@@ -163,6 +205,12 @@ mod tests {
             "sh: 1: wal-g: not found",
             "/srv/rc: line 3: wal-g: command not found",
             "postgres@archive: Permission denied (publickey).",
+            "cp: error writing 'pg_wal/RECOVERYXLOG': No space left on device",
+            "cp: error reading '/archive/000000010000000000000003': Input/output error",
+            "cp: cannot stat '/archive/000000010000000000000003': Stale file handle",
+            "rsync: [Receiver] failed to connect to archive (10.0.0.7): Connection refused (111)",
+            "curl: (28) Operation timed out after 30001 milliseconds with 0 bytes received",
+            "curl: (6) Could not resolve host: archive",
         ] {
             assert_eq!(complaint(&lines(&["t [7] LOG:  x", line])), Some(line));
             let ready = "t [7] LOG:  database system is ready to accept connections";
@@ -171,10 +219,22 @@ mod tests {
             assert!(problem.what.contains(line) && problem.what.contains("0/3000000"));
             let is_read_only = line.contains("Read-only");
             assert_eq!(problem.hint.contains("clone.writable"), is_read_only, "{line}");
+            let is_full = line.contains("No space");
+            assert_eq!(problem.hint.contains("make room"), is_full, "{line}");
         }
+        // It was tried again, and the segment came.
+        let tried_again = [
+            "curl: (56) Recv failure: Connection reset by peer",
+            "t [7] LOG:  restored log file \"000000010000000000000003\" from archive",
+            "t [7] LOG:  redo done at 0/3FFFFF8",
+        ];
+        assert_eq!(complaint(&lines(&tried_again)), None);
+        let [reset, restored, done] = tried_again;
+        assert_eq!(complaint(&lines(&[restored, reset, done, restored])), Some(reset));
         for line in [
             "cp: cannot stat '/archive/00000002.history': No such file or directory",
             "2026-11-27 18:04:13.120 UTC [7] LOG:  could not open file \"x\": Permission denied",
+            "2026-11-27 18:04:13.120 UTC [7] LOG:  could not write file \"x\": No space left on device",
             "FATAL:  could not create directory \"/srv/ts\": Read-only file system",
             "fatal error: An error occurred (404) when calling the HeadObject operation: Not Found",
             "ERROR: archive/000000010000000000000003: not found",

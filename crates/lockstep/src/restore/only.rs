@@ -10,6 +10,7 @@
 //! another one (`only/copied.rs`).
 
 mod copied;
+pub(super) mod renamed;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::os::unix::ffi::OsStrExt;

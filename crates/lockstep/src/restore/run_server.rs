@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use pgfiles::control_file::ControlFile;
 
 use super::build::Build;
+use super::source::Source;
 use super::{Problem, Restored, behind, control, fetched, folders, standby, tree, whole_pages};
 use crate::error::{Error, Result};
 use crate::files;
@@ -22,6 +23,7 @@ use crate::postgres::server::{self, Launch, Outcome, Server, Stop};
 use crate::postgres::target::{Action, Recovery, Target};
 use crate::postgres::{instance, recovery};
 use crate::process::{Credentials, Program};
+use crate::set::branches::Member;
 use crate::steps;
 
 pub use ports::{check_port, free_port};
@@ -195,10 +197,28 @@ fn look_behind(
         if restored.problems.is_empty() {
             restored.problems.extend(end.problem(build, command, said)?);
         }
+        if restored.problems.is_empty() {
+            restored.problems.extend(end.before_a_set(known_sets(build)));
+        }
         end.warn_of_what_the_original_has(build, bin_dir, command);
     }
     restored.problems.extend(end.of_another_way(said));
     Ok(())
+}
+
+/// Returns what is known of the cluster's sets, on this host and in the repository that the restored one is from.
+fn known_sets(build: &Build) -> Vec<Member> {
+    let here = build.cx.state.sets().map(|(sets, _)| sets).unwrap_or_default();
+    let mut all: Vec<Member> = here.iter().map(Member::from).collect();
+    if let Source::Repository(from) = &build.source {
+        match from.repository.members(build.cx) {
+            Ok((members, _)) => all.extend(members),
+            Err(error) => {
+                tracing::debug!(error = %error.chain(), "the repository's sets can't be asked whether recovery ended early");
+            }
+        }
+    }
+    all
 }
 
 /// Whether recovery ends with a promotion, and nobody has to read before that.
@@ -362,6 +382,9 @@ mod tests {
             ("cron.launch_active_jobs", "off"),
             // pg_cron 1.4, Debian 12's, doesn't know the setting before.
             ("cron.use_background_workers", "on"),
+            // Its workers are the original's.
+            ("citus.recover_2pc_interval", "-1"),
+            ("citus.defer_shard_delete_interval", "-1"),
         ] {
             assert_eq!(value(true, name).as_deref(), Some(expected), "{name}");
             assert_eq!(value(false, name), None, "{name}: a clone has it in postgresql.auto.conf");

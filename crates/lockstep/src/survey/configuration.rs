@@ -110,8 +110,8 @@ struct Here<'a> {
 }
 
 impl Here<'_> {
-    /// Keeps one of the files, with what it includes, if any of that is outside the data directory. The host of the
-    /// restored server may not have it.
+    /// Keeps one of the files, with what it includes, if any of that is outside the data directory, or named by its
+    /// absolute path. The host of the restored server may not have it; or it has the original's.
     fn keep(&mut self, name: &'static str, places: &ConfigFiles) {
         let read = |path: &Path| files::read_as(path, self.reader);
         let (path, whole) = match name {
@@ -125,7 +125,7 @@ impl Here<'_> {
         let is_outside = self.is_outside(path);
         let why = match whole {
             Ok(Some(whole)) => {
-                if whole.places.iter().any(|place| self.is_outside(place)) {
+                if whole.is_bound || whole.places.iter().any(|place| self.is_outside(place)) {
                     self.found.files.push((name, whole.text));
                 }
                 return;
@@ -261,6 +261,37 @@ mod tests {
         ] {
             assert_eq!(of(line), (config, folder), "{line}");
         }
+    }
+
+    #[test]
+    fn what_is_included_by_its_absolute_path_is_kept() {
+        let scratch = tempfile::tempdir().unwrap();
+        let data = scratch.path().canonicalize().unwrap();
+        let [config, hba, ident] = CONFIGURATION.map(|name| data.join(name));
+        let places = ConfigFiles { config, hba, ident };
+        let own = data.join("own");
+        std::fs::write(&own, "x\n").unwrap();
+        let kept = |folder: &str| {
+            let list = format!("local all @{folder}own peer # {folder}own\n");
+            std::fs::write(&places.config, format!("include '{folder}own'\n")).unwrap();
+            std::fs::write(&places.hba, list).unwrap();
+            std::fs::write(&places.ident, format!("include {folder}own\n")).unwrap();
+            let mut here = Here { data: &data, reader: None, found: Configuration::default() };
+            CONFIGURATION.into_iter().for_each(|name| here.keep(name, &places));
+            assert!(here.found.warnings.is_empty(), "{folder}");
+            let text = |(name, text)| (name, String::from_utf8(text).unwrap());
+            here.found.files.into_iter().map(text).collect::<Vec<_>>()
+        };
+        assert_eq!(kept(""), [], "a copy of the data directory has all of it");
+        let folder = format!("{}/", data.display());
+        let [conf, hba, ident] = CONFIGURATION;
+        let of_hba = format!("local all x peer # {folder}own\n");
+        let all = [(conf, "x\n".to_owned()), (hba, of_hba), (ident, "x\n".to_owned())];
+        assert_eq!(kept(&folder), all);
+        // What is only set to a path includes nothing.
+        std::fs::write(&places.config, format!("log_directory = '{folder}log'\n")).unwrap();
+        let read = |path: &Path| files::read_as(path, None);
+        assert!(!conf::whole(&places.config, read).unwrap().unwrap().is_bound);
     }
 
     #[test]

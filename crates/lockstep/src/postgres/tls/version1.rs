@@ -152,6 +152,15 @@ impl Version1 {
     }
 }
 
+/// Checks that a certificate of any version is valid now.
+///
+/// # Errors
+/// When it is expired or not valid yet, or isn't understood.
+pub(super) fn verify_dates(der: &CertificateDer<'_>, now: UnixTime) -> Result<(), Error> {
+    let certificate = Certificate::from_der(der).map_err(bad_encoding)?;
+    valid_at(&certificate.tbs_certificate, now).map_err(Error::from)
+}
+
 fn bad_encoding<T>(_: T) -> Error {
     CertificateError::BadEncoding.into()
 }

@@ -359,7 +359,14 @@ fn another_server_than_its_primary() {
     lockstep.expect(exit::FAILED, &bad);
     assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
     let from = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
-    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--from", &from]);
+    let to_heir = ["mirror", "recreate", "main", "--from", &from];
+    // It may be another host's mirror's.
+    heir.execute(&["SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)"]);
+    let refused = lockstep.expect(exit::REFUSED, &to_heir);
+    assert_said(&refused, &["has a slot \"lockstep_mirror_main\" already", "hint: another mirror"]);
+    assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
+    heir.execute(&["SELECT pg_drop_replication_slot('lockstep_mirror_main')"]);
+    let made = lockstep.expect(exit::DONE, &to_heir);
     assert!(made.stderr.contains("pg_drop_replication_slot"), "{}", made.describe());
     wait_for_state(&alone, "main", "follows");
     let kept = "SELECT coalesce(to_regclass('kept')::text, '')";

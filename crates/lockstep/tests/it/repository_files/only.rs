@@ -338,3 +338,47 @@ fn a_database_whose_own_tablespace_is_not_restored_is_named() {
         assert!(outcome.stdout.contains(said), "{said}: {}", outcome.describe());
     }
 }
+
+/// After the set a new copy of a database takes the old one's place. The set knows it by another name alone.
+#[test]
+fn a_database_that_got_the_name_later_is_told() {
+    let prepared = prepare(one_pool().archive());
+    let Prepared { fixture, lockstep } = &prepared;
+    let cluster = &fixture.cluster;
+    cluster.execute(&["CREATE DATABASE shop", "CREATE DATABASE shop_new"]);
+    let mut client = cluster.connect("shop_new");
+    client.batch_execute("CREATE TABLE t AS SELECT 1 AS n").expect("a table can be made");
+    drop(client);
+    let set = lockstep.backup("label").id;
+    cluster.execute(&["DROP DATABASE shop", "ALTER DATABASE shop_new RENAME TO shop"]);
+    let segment = cluster.value("postgres", "SELECT pg_walfile_name(pg_switch_wal())");
+    crate::support::command::wait_until("the segment is archived", LIMIT, || {
+        fixture.archive.join(&segment).exists()
+    });
+
+    let to = fixture.target("only");
+    let archive = format!("cp {}/%f %p", fixture.archive.display());
+    let restore = |more: &[&str], code| {
+        let port = crate::support::fixture::free_port().to_string();
+        let start = ["--start", "--port", &port, "--restore-command", &archive];
+        let wanted = ["--json", "restore", &set, "--to", text(&to), "--only-database", "shop"];
+        let outcome = lockstep.expect(code, &[&wanted[..], &FILES[..], &start, more].concat());
+        let restored = lockstep.restored(&json_of(&outcome));
+        (outcome, restored)
+    };
+    let (outcome, restored) = restore(&[], exit::PROBLEMS);
+    assert_said(
+        &outcome,
+        &[
+            "problem: database \"shop\" (before: \"shop_new\") isn't restored",
+            "hint: restore again",
+        ],
+    );
+    assert!(restored.server().try_connect("shop").is_err(), "the test tests nothing");
+    restored.server().stop(Stop::Fast);
+    fs::remove_dir_all(&to).expect("it can be removed");
+
+    let (_, restored) = restore(&["--only-database", "shop_new"], exit::DONE);
+    assert_eq!(restored.server().value("shop", "SELECT n FROM t"), "1");
+    restored.server().stop(Stop::Fast);
+}

@@ -220,6 +220,9 @@ fn subscriptions_rest_beside_the_original() {
         // The comment is above its settings.
         let (_, ours) = settings.split_once("# written by lockstep restore:").expect("the comment");
         assert!(ours.contains("port = ") && ours.contains("archive_mode"), "{settings}");
+        // pg_cron would connect to the original's port, which its table of jobs has.
+        let jobs = restored.server().value("postgres", "SHOW cron.use_background_workers");
+        assert_eq!(jobs, "on", "{more:?}");
         if setting == "0" {
             restored.server().execute(&["ALTER SYSTEM RESET max_logical_replication_workers"]);
         }
