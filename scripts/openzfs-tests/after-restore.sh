@@ -51,6 +51,23 @@ expect_equal "the encrypted one is where it was" new "$(content tank/enc/pgdata)
 expect_equal "the plain one, which comes first, too" new "$(content tank/plain/pgwal)"
 must zfs destroy tank/elsewhere
 
+# --- the original is a restore that has stayed where it is, of one with a key of its own: promoted, but not renamed ----------
+
+must zfs create -o mountpoint=none tank/kept
+must zfs create -o mountpoint=none tank/other
+must zfs clone -o mountpoint=/live/tank-kept-own tank/own@set tank/kept/own
+must sh -c "echo new >/live/tank-kept-own/file"
+must zfs snapshot tank/kept/own@set
+restored tank/kept/own tank/other/again
+expect_failure "the block refuses a clone of a clone" "it can't be promoted" change_places
+expect_equal "the clone is where it was" new "$(content tank/kept/own)"
+must zfs promote tank/other/again
+expect_failure "ZFS doesn't rename it to there" "" zfs rename tank/other/again tank/kept/another
+must zfs promote tank/kept/own
+must zfs destroy tank/other/again
+must zfs destroy -r tank/kept
+must zfs destroy tank/other
+
 # --- below the same root, with a key of its own, and plain: all change places --------------------------------------------
 
 restored tank/enc/pgdata tank/enc/restored-data

@@ -113,6 +113,23 @@ expect "the pool is cleared" timeout 60 zpool clear sus
 expect_end "list" 0 "" "$lockstep" --cluster main list
 expect_end "list with state_dir there" 0 "" "$lockstep" --config /etc/lockstep/there.toml --cluster second list
 
+# --- and is gone again, with failmode=continue: before 2.2, `zpool list` doesn't call it suspended ---------------------------
+
+must zpool set failmode=continue sus
+sync -f /srv/sus
+replace_disk "0 $sectors error"
+dd if=/dev/urandom of=/srv/sus/junk bs=1M count=8 2>/dev/null &
+sleep 1
+sync -f /srv/sus &
+for ((tries = 0; tries < 60; tries++)); do [[ $(zfs list sus 2>&1) != *suspended* ]] || break; sleep 1; done
+expect_end "check reports it" 3 "$words" "$lockstep" --cluster main check
+expect_end "a backup is refused" 4 "$words" "$lockstep" --cluster main backup
+expect_end "a backup of the other cluster" 0 "" "$lockstep" --cluster second backup
+replace_disk "0 $sectors linear $loop 0"
+expect "the pool is cleared" timeout 60 zpool clear sus
+must zpool set failmode=wait sus
+expect_end "list" 0 "" "$lockstep" --cluster main list
+
 # --- and is imported read-only: nothing can be removed there, and nothing is begun ------------------------------------------
 
 # Servers in mount namespaces of their own keep it busy.

@@ -144,8 +144,8 @@ pub fn raw_image_name(dataset: &DatasetName) -> String {
 }
 
 /// Returns what the next segment is an increment to: the newest of `bases` (newest first) whose segment is `there`
-/// with its whole chain. `None` means that a full stream is due, also because `full_every` increments came since the
-/// last.
+/// with its whole chain, and that `keeps` allows. `None` means that a full stream is due, also because `full_every`
+/// increments came since the last.
 ///
 /// # Errors
 /// When `read` fails.
@@ -153,6 +153,7 @@ pub fn next_base(
     bases: Vec<Base>,
     there: &[String],
     full_every: u32,
+    keeps: impl Fn(&Segment) -> bool,
     read: impl Fn(&str) -> Result<Segment>,
 ) -> Result<Option<(Base, Segment)>> {
     for base in bases {
@@ -161,7 +162,7 @@ pub fn next_base(
             continue;
         }
         let segment = read(&guid)?;
-        if segment.is_whole(there) {
+        if segment.is_whole(there) && keeps(&segment) {
             let is_due = segment.chain.len() as u64 > u64::from(full_every);
             return Ok((!is_due).then_some((base, segment)));
         }
@@ -490,7 +491,8 @@ mod tests {
             let ends = |chain: &&&[u64]| chain.last().is_some_and(|last| last.to_string() == guid);
             Ok(segment(chains.iter().find(ends).expect("only what is there is read")))
         };
-        let found = next_base(bases.iter().map(base).collect(), &there, full_every, read);
+        let bases = bases.iter().map(base).collect();
+        let found = next_base(bases, &there, full_every, |_| true, read);
         found.unwrap().map(|(base, _)| base.guid)
     }
 
@@ -502,6 +504,19 @@ mod tests {
         assert_eq!(next(&[4], &[1, 2, 3], &chains, 30), None, "nothing in common");
         // The base of 3 is gone, so 3 is of no use; 1 is.
         assert_eq!(next(&[3, 2, 1], &[1, 3], &chains, 30), Some(1));
+    }
+
+    /// 2 arrived late, when 3 was there as an increment on 1. Now 3 is damaged, and 4 is an increment on it.
+    #[test]
+    fn what_is_sent_again_starts_from_where_it_did() {
+        let base = |guid: u64| Base { name: format!("t@s{guid}"), guid, createtxg: guid };
+        let there = ["1", "2", "4"].map(str::to_owned);
+        let read = |guid: &str| Ok(segment(if guid == "2" { &[1, 2] } else { &[1] }));
+        let later = segment(&[1, 3, 4]);
+        let keeps = |base: &Segment| !later.goes_on_otherwise("3", &base.chain);
+        let bases = vec![base(2), base(1)];
+        let (found, _) = next_base(bases, &there, 30, keeps, read).unwrap().unwrap();
+        assert_eq!(found.guid, 1);
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::config::EncryptedDatasets;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::plan::layout::PartKind;
+use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::repository::raw::{Segment, ingest, next_base, raw_image_name, stored_iv_sets};
 use crate::repository::shipped::ShippedVolume;
@@ -55,7 +56,12 @@ impl Encrypted {
         let has_key = repository.strata.key().is_some();
         let mut found = Self { raw: BTreeMap::new(), locked: BTreeSet::new() };
         for (dataset, with) in encryption {
-            if goes_raw(repository.config.encrypted_datasets, has_key, &dataset, &with)? {
+            let asked = repository.config.encrypted_datasets;
+            if goes_raw(asked, has_key, &dataset, &with)? {
+                if is_for_want_of_a_key(asked, has_key, &with) {
+                    let said = wants_its_key(&dataset, &with);
+                    tracing::warn!(repository = %repository.name, "{said}");
+                }
                 found.raw.insert(dataset.clone(), cx.zfs.key_location(&with.root)?);
             }
             if !with.key_loaded {
@@ -132,6 +138,20 @@ fn goes_raw(
             with.root
         ))),
     }
+}
+
+/// Whether a dataset is sent raw only because its key isn't loaded.
+fn is_for_want_of_a_key(asked: EncryptedDatasets, has_key: bool, with: &Encryption) -> bool {
+    asked == EncryptedDatasets::Auto && has_key && !with.key_loaded
+}
+
+/// The dataset may be mounted: `zfs promote` of a clone moves the encryption root and leaves the loaded key behind
+/// (dsl_dataset_promote_crypt_sync in dsl_crypt.c).
+fn wants_its_key(dataset: &DatasetName, with: &Encryption) -> String {
+    format!(
+        "the key of \"{dataset}\" isn't loaded, so it is sent raw although the repository has a key: what is sent isn't checked and can't be restored as files, nor without the dataset's own key. To send it like any other: `zfs load-key {}` (also after a `zfs promote`, while it is mounted)",
+        quote(with.root.as_str())
+    )
 }
 
 /// A raw volume's route, before its shipment begins.
@@ -223,10 +243,13 @@ impl RawWay {
         if is_full {
             return Ok(Self { image, there: None, base: None, later });
         }
+        // A set that arrived late may be a newer base than the one that it was sent on before.
+        let keeps =
+            |base: &Segment| !later.iter().any(|it| it.goes_on_otherwise(&guid, &base.chain));
         let is_known = |base: &Base| {
             let guid = base.guid.to_string();
             let there = ids.contains(&guid).then(|| read(&guid).ok().flatten()).flatten();
-            there.is_some_and(|(_, segment)| segment.is_whole(&ids))
+            there.is_some_and(|(_, segment)| segment.is_whole(&ids) && keeps(&segment))
         };
         let mut found = bases.of(volume, is_known)?;
         // A descriptor that was damaged in the store is found out when it is read.
@@ -240,7 +263,8 @@ impl RawWay {
             let gone = || Error::failed(format!("delta \"{id}\" of \"{image}\" isn't whole"));
             read(id)?.map(|(_, segment)| segment).ok_or_else(gone)
         };
-        let base = next_base(found, &ids, how.raw_full_every, segment)?;
+        let full_every = if later.is_empty() { how.raw_full_every } else { u32::MAX };
+        let base = next_base(found, &ids, full_every, keeps, segment)?;
         Ok(Self { image, there: None, base, later })
     }
 
@@ -400,6 +424,19 @@ mod tests {
         assert!(check(Some(&segment(&[1]))).is_err());
         volume.guid = Guid::new(4);
         assert_received_behind(&volume, None, &later).unwrap();
+    }
+
+    #[test]
+    fn a_key_that_is_not_loaded_is_named_if_the_repository_has_one() {
+        let dataset = DatasetName::new("tank/data").unwrap();
+        let with = |key_loaded| Encryption { key_loaded, root: DatasetName::new("tank").unwrap() };
+        let is = |asked, has_key, loaded| is_for_want_of_a_key(asked, has_key, &with(loaded));
+        assert!(is(EncryptedDatasets::Auto, true, false));
+        assert!(!is(EncryptedDatasets::Auto, true, true), "it is sent like any other");
+        assert!(!is(EncryptedDatasets::Auto, false, false), "it always is");
+        assert!(!is(EncryptedDatasets::Raw, true, false), "it was asked for");
+        let said = wants_its_key(&dataset, &with(false));
+        assert!(said.contains("\"tank/data\"") && said.contains("`zfs load-key tank`"), "{said}");
     }
 
     #[test]

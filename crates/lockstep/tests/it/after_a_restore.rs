@@ -240,6 +240,7 @@ fn nothing_changes_places_while_the_original_runs() {
     let outcome = support::command::run(&mut shell(&fixture, &restored, "", &["stop", "clones"]));
     assert!(!outcome.ok(), "{}", outcome.describe());
     assert!(outcome.stderr.contains("the original's server runs in "), "{}", outcome.describe());
+    assert!(outcome.stderr.contains("(postgres) for good"), "{}", outcome.describe());
     assert!(fixture.cluster.is_running());
     assert_eq!(names(), before);
     run(&fixture, &restored, "", &["remove"]);
@@ -305,9 +306,11 @@ fn clones_of_datasets_that_are_below_one_another_change_no_places() {
 }
 
 /// A ZFS with encryption refuses to promote such a clone (dsl_dataset_promote_crypt_check in dsl_crypt.c), when those
-/// before it have changed places already. zfs-fuse has no encryption: a function says here where the keys are.
+/// before it have changed places already. If the original is a clone itself, it promotes it, and refuses to rename it
+/// (dsl_dir_rename_crypt_check). zfs-fuse has no encryption: a function says here where the keys are, and which mount
+/// point is one that ZFS doesn't mount at.
 #[test]
-fn clones_outside_of_their_encryption_root_change_no_places() {
+fn clones_that_cannot_take_their_original_s_place_change_none() {
     let fixture = Fixture::new(two_pools_four_datasets());
     let lockstep = fixture.lockstep();
     let set = lockstep.backup("label");
@@ -319,18 +322,35 @@ fn clones_outside_of_their_encryption_root_change_no_places() {
     fixture.cluster.stop(Stop::Fast);
     let names = || zfs(&["list", "-H", "-o", "name,origin,mountpoint", "-r", pool]);
     let before = names();
-    let says = format!(
-        "zfs() {{ case \"$*\" in *' encryptionroot {elsewhere}') echo -;; \
-         *' encryptionroot '*) echo '{pool}';; *) command zfs \"$@\";; esac; }}\n"
-    );
-    let blocks = shell(&fixture, &restored, "", &["stop", "clones"]);
-    let script = blocks.get_args().last().and_then(|script| script.to_str()).expect("a script");
-    let mut blocks = command("bash", ["-c", &(says + script)]);
-    blocks.env("PATH", path_with_turns());
-    let outcome = support::command::run(&mut blocks);
-    assert!(!outcome.ok(), "{}", outcome.describe());
-    assert!(outcome.stderr.contains("it can't be promoted"), "{}", outcome.describe());
-    assert_eq!(names(), before);
+    run(&fixture, &restored, "", &["stop"]);
+    let original = &fixture.datasets[0];
+    let cases = [
+        (
+            format!(
+                "*' encryptionroot {elsewhere}') echo -;; *' encryptionroot '*) echo '{pool}';;"
+            ),
+            "it can't be promoted",
+        ),
+        (
+            format!(
+                "*' encryptionroot {elsewhere}'|*' encryptionroot {pool}') echo -;; \
+                 *' encryptionroot '*) echo '{pool}/own';;"
+            ),
+            "it can't be promoted",
+        ),
+        (format!("*' mountpoint {original}') echo legacy;;"), "has mountpoint=legacy"),
+    ];
+    for (case, reason) in cases {
+        let says = format!("zfs() {{ case \"$*\" in {case} *) command zfs \"$@\";; esac; }}\n");
+        let blocks = shell(&fixture, &restored, "", &["clones"]);
+        let script = blocks.get_args().last().and_then(|script| script.to_str()).expect("a script");
+        let mut blocks = command("bash", ["-c", &(says + script)]);
+        blocks.env("PATH", path_with_turns());
+        let outcome = support::command::run(&mut blocks);
+        assert!(!outcome.ok(), "{}", outcome.describe());
+        assert!(outcome.stderr.contains(reason), "{}", outcome.describe());
+        assert_eq!(names(), before);
+    }
     run(&fixture, &restored, "", &["remove"]);
     zfs(&["destroy", &elsewhere]);
     fixture.discard_set(&set.id);

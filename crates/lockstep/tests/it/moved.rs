@@ -5,7 +5,7 @@
 
 use crate::support::cluster::Stop;
 use crate::support::command::{Outcome, command, must};
-use crate::support::commands::{pretending, suspending, unhealthy};
+use crate::support::commands::{continuing, pretending, suspending, unhealthy};
 use crate::support::faults::{
     assert_nothing_remains, assert_said, differences, restore_arguments, walk,
 };
@@ -543,6 +543,12 @@ fn what_is_on_a_suspended_pool_is_not_touched() {
     let state = format!("pool \"{pool}\" is suspended");
     let way = format!("zpool clear {pool}");
     let words = [&*state, &*way];
+
+    // Whether or not `zpool list` says it.
+    let unlisted = continuing(&fixture, &plain, pool);
+    let checked = unlisted.expect(exit::PROBLEMS, &["check"]);
+    assert!(checked.stdout.contains(&state), "{}", checked.describe());
+    assert_refused(exit::REFUSED, &unlisted.run(&["backup"]), &words);
 
     // The monitor sees it, and everything else that there is to see.
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]);

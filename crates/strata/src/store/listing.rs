@@ -89,20 +89,25 @@ fn names(folder: &Path) -> Result<impl Iterator<Item = Result<(String, PathBuf)>
 /// Looks at a file or folder; `None` if it doesn't exist.
 fn looked_at(path: &Path) -> Result<Option<Metadata>> {
     match fs::metadata(path) {
-        Err(error) if is_gone(&error) && leads_nowhere(path) => Err(Error::other(format!(
-            "\"{}\" is a link that leads nowhere: is the disk mounted that it leads to?",
-            path.display()
-        ))),
-        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) if is_gone(&error) => match leading_nowhere(path) {
+            Some(link) => Err(Error::other(format!(
+                "\"{}\" is a link that leads nowhere: is the disk mounted that it leads to?",
+                link.display()
+            ))),
+            None => Ok(None),
+        },
         metadata => metadata.map(Some).map_err(|error| about(path, &error)),
     }
 }
 
-/// Whether this, which can't be followed, is a link. No object's name begins with a dot: editors lock files with such
-/// links (`.#NAME`).
-fn leads_nowhere(path: &Path) -> bool {
-    let name = path.file_name().unwrap_or_default();
-    path.is_symlink() && !name.as_encoded_bytes().starts_with(b".")
+/// Returns the link because of which this can't be followed: itself, or a folder on the way to it. No object's name
+/// begins with a dot: editors lock files with such links (`.#NAME`).
+fn leading_nowhere(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|at| {
+        let name = at.file_name().unwrap_or_default();
+        let is_dead = at.is_symlink() && (*at == path || !at.exists());
+        is_dead && !name.as_encoded_bytes().starts_with(b".")
+    })
 }
 
 fn is_gone(error: &Error) -> bool {
@@ -207,5 +212,22 @@ mod tests {
             list(&folder, prefix, &mut |_| true).unwrap();
         }
         assert_eq!(folders(&folder, "a").unwrap().len(), 2);
+        // All of a cluster is there: what is below the link isn't merely missing.
+        symlink(disk.join("b"), folder.join("b")).unwrap();
+        for prefix in ["b", "b/sets"] {
+            let error = list(&folder, prefix, &mut |_| true).unwrap_err();
+            assert!(error.to_string().contains("r/b\" is a link that leads nowhere"), "{error}");
+            folders(&folder, prefix).unwrap_err();
+        }
+        fs::create_dir(disk.join("b")).unwrap();
+        for missing in ["b/sets", "a/no/sets", "a/packs/P/sets"] {
+            let mut found = Vec::new();
+            let mut each = |listed: Listed| {
+                found.push(listed.path);
+                true
+            };
+            list(&folder, missing, &mut each).unwrap();
+            assert!(found.is_empty(), "{found:?}");
+        }
     }
 }

@@ -142,17 +142,21 @@ pub(super) fn has_feature(text: &str) -> bool {
     text.split('\t').any(|word| ["enabled", "active"].contains(&word))
 }
 
-/// Parses `zpool list -H -o name,health,guid`.
+/// Parses `zpool list -H -o name,health,guid,failmode`.
 pub(super) fn pools(text: &str) -> Listed {
     let mut listed = Listed::default();
     for line in text.lines() {
         let mut columns = line.split('\t');
         let (Some(name), health) = (columns.next(), columns.next()) else { continue };
-        if health == Some("SUSPENDED") {
+        let is_suspended = health == Some("SUSPENDED");
+        if is_suspended {
             listed.suspended.insert(name.to_owned());
         }
         let guid = columns.next().and_then(|guid| guid.parse().ok());
         listed.guids.extend(guid.map(|guid| (name.to_owned(), guid)));
+        if !is_suspended && columns.next() == Some("continue") {
+            listed.continuing.insert(name.to_owned());
+        }
     }
     listed
 }

@@ -75,9 +75,11 @@ fn openzfs_is_understood() {
     let stderr = "cannot open 'sus/d': pool I/O is currently suspended\n".to_owned();
     let suspended = CommandError::Exit { command, status, stderr };
     assert!(is_suspended(&suspended) && !is_io_error(&suspended));
-    let listed = "fast\tONLINE\t17\nsus 1\tSUSPENDED\t-\nSUSPENDED\tDEGRADED\t18\n";
+    let listed = "fast\tONLINE\t17\twait\nsus 1\tSUSPENDED\t-\tcontinue\nSUSPENDED\tDEGRADED\t18\twait\n\
+                  on 2\tUNAVAIL\t-\tcontinue\n";
     let pools = parse::pools(listed);
     assert_eq!(pools.suspended, BTreeSet::from(["sus 1".to_owned()]));
+    assert_eq!(pools.continuing, BTreeSet::from(["on 2".to_owned()]), "ZFS has to be asked");
     let guids = [("SUSPENDED".to_owned(), Guid::new(18)), ("fast".to_owned(), Guid::new(17))];
     assert_eq!(pools.guids, guids.into());
     says(is_held_already, "hold-again");

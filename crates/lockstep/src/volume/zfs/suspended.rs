@@ -1,9 +1,13 @@
-//! Pools that ZFS has suspended because their disks are gone (`failmode=wait`, the default).
+//! Pools that ZFS has suspended because their disks are gone (`failmode=wait`, the default, or `continue`).
 //!
 //! What could go wrong: a process that reads a file there waits in the kernel until `zpool clear`, and not even
 //! SIGKILL ends it: a read sets atime, which needs a transaction group. `readlink` and `readdir` wait as well. So the
 //! pool of a path is found in the list of mounts before the path is touched. `zpool list` and `zfs list` answer all
 //! the same.
+//!
+//! With `failmode=continue` all of that waits as well (dmu_tx_try_assign in dmu_tx.c, if called with TXG_WAIT), but
+//! OpenZFS before 2.2 doesn't list such a pool as SUSPENDED (zpool_get_state_str in libzfs_pool.c). `zfs list` is
+//! refused there all the same.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
@@ -32,6 +36,8 @@ pub struct Suspended {
 pub(super) struct Listed {
     /// Those that are suspended.
     pub(super) suspended: BTreeSet<String>,
+    /// Those with `failmode=continue` that may be suspended although they aren't listed as such.
+    pub(super) continuing: BTreeSet<String>,
     /// Their GUIDs.
     pub(super) guids: BTreeMap<String, Guid>,
 }
@@ -114,9 +120,19 @@ impl Zfs {
 
     pub(super) fn listed(&self) -> &Listed {
         self.listed.get_or_init(|| {
-            let listed = Program::new("zpool").args(["list", "-H", "-o", "name,health,guid"]).run();
+            let columns = "name,health,guid,failmode";
+            let listed = Program::new("zpool").args(["list", "-H", "-o", columns]).run();
             match listed {
-                Ok(out) => parse::pools(&out.stdout),
+                Ok(out) => {
+                    let mut listed = parse::pools(&out.stdout);
+                    for pool in std::mem::take(&mut listed.continuing) {
+                        // What else is the matter with it is told where it is needed.
+                        if matches!(self.away(&pool), Ok(Some(Away::Suspended))) {
+                            listed.suspended.insert(pool);
+                        }
+                    }
+                    listed
+                }
                 Err(error) => {
                     tracing::debug!(%error, "can't tell whether a pool is suspended");
                     Listed::default()

@@ -86,6 +86,23 @@ pub fn pretending(fixture: &Fixture, lockstep: &Lockstep, name: &str, cases: &st
 #[track_caller]
 pub fn suspending(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep {
     let lockstep = unhealthy(fixture, lockstep, pool);
+    suspend(&fixture.root().join("unhealthy"), pool);
+    lockstep
+}
+
+/// The same of a pool with `failmode=continue`: `zpool list` of OpenZFS before 2.2 doesn't call it suspended.
+#[track_caller]
+pub fn continuing(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep {
+    let bin = fixture.root().join("continuing");
+    let line = format!("/^{pool}\\t/s/[^\\t]*$/continue/");
+    let lockstep = listing(&bin, lockstep, &line);
+    suspend(&bin, pool);
+    lockstep
+}
+
+/// Puts a `zfs` into a folder that says of one pool what it says if it is suspended.
+#[track_caller]
+fn suspend(bin: &Path, pool: &str) {
     let cases = format!(
         "*' {pool}'|*' {pool} '*|*' {pool}/'*|*' {pool}@'*)\n  for last; do :; done\n  \
          echo \"cannot open '$last': pool I/O is currently suspended\" >&2\n  exit 1;;"
@@ -93,21 +110,26 @@ pub fn suspending(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockste
     let script = format!(
         "#!/bin/sh\nPATH=${{PATH#*:}}\ncase \" $*\" in\n{cases}\n*) exec zfs \"$@\";;\nesac\n"
     );
-    put_script(&fixture.root().join("unhealthy"), "zfs", &script);
-    lockstep
+    put_script(bin, "zfs", &script);
 }
 
-/// The same, but only `zpool list` says it.
+/// The same as [`suspending`], but only `zpool list` says it.
 #[track_caller]
 pub fn unhealthy(fixture: &Fixture, lockstep: &Lockstep, pool: &str) -> Lockstep {
-    let bin = fixture.root().join("unhealthy");
-    fs::create_dir_all(&bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
+    let line = format!("s/^{pool}\\t[^\\t]*/{pool}\\tSUSPENDED/");
+    listing(&fixture.root().join("unhealthy"), lockstep, &line)
+}
+
+/// The program, with a `zpool` whose list of pools goes through `sed`.
+#[track_caller]
+fn listing(bin: &Path, lockstep: &Lockstep, line: &str) -> Lockstep {
+    fs::create_dir_all(bin).unwrap_or_else(|error| panic!("cannot create {bin:?}: {error}"));
     let script = format!(
         "#!/bin/sh\nPATH=${{PATH#*:}}\nzpool \"$@\" | case \"$*\" in\n\
-         'list -H -o name,health,guid') sed 's/^{pool}\\t[^\\t]*/{pool}\\tSUSPENDED/';;\n*) cat;;\nesac\n"
+         'list -H -o name,health,guid,failmode') sed '{line}';;\n*) cat;;\nesac\n"
     );
-    put_script(&bin, "zpool", &script);
-    with_first(&bin, lockstep)
+    put_script(bin, "zpool", &script);
+    with_first(bin, lockstep)
 }
 
 fn with_first(bin: &Path, lockstep: &Lockstep) -> Lockstep {
