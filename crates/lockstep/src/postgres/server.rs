@@ -203,9 +203,12 @@ impl Server {
 
     /// Whether postmaster.pid has one of these states. PM_STATUS_READY is written when connections are accepted, on a
     /// hot standby too. A server that accepts none has PM_STATUS_STANDBY from the beginning of recovery on.
+    /// After a crash of the machine the file is the former server's, until this one writes its own.
     fn says(&self, states: &[&str], has_ended: bool) -> bool {
-        let status = instance::postmaster_status(&self.data);
-        !has_ended && status.is_some_and(|status| states.contains(&status.as_str()))
+        let named = instance::postmaster(&self.data).ok().flatten();
+        let is_own = !has_ended && named.is_some_and(|named| is_server(named, &self.data));
+        let status = is_own.then(|| instance::postmaster_status(&self.data)).flatten();
+        status.is_some_and(|status| states.contains(&status.as_str()))
     }
 
     /// Reads the log until `done` returns an outcome; `done` is asked once more when the server has ended. `when`
@@ -466,10 +469,15 @@ pub fn runs_in(pid: i32, data: &Path) -> bool {
 /// When postmaster.pid exists and can't be read.
 pub fn running(data: &Path) -> Result<Option<u32>> {
     let Some(named) = instance::postmaster(data)? else { return Ok(None) };
-    if runs_in(named.cast_signed(), data) || is_hidden(named, data) {
+    if is_server(named, data) {
         return Ok(Some(named));
     }
     Ok(running::processes()?.find(|pid| runs_in(pid.cast_signed(), data)))
+}
+
+/// Whether the process that postmaster.pid names is the server of `data`, as far as can be seen.
+fn is_server(named: u32, data: &Path) -> bool {
+    runs_in(named.cast_signed(), data) || is_hidden(named, data)
 }
 
 /// Whether the working directory of a process is hidden from us although the process may be the server: it belongs to

@@ -1,7 +1,8 @@
 //! Round after round: load of every kind, random delays between the snapshots, each strategy in turn, every set
 //! restored, started and checked in full.
 //!
-//! `LOCKSTEP_TORTURE_ROUNDS` says how many (12), `LOCKSTEP_TORTURE_SEED` which (it is printed). For hundreds:
+//! `LOCKSTEP_TORTURE_ROUNDS` says how many (12, or as many of them as [`Rounds`] lets a slow machine begin),
+//! `LOCKSTEP_TORTURE_SEED` which (it is printed). For hundreds:
 //! `LOCKSTEP_TORTURE_ROUNDS=300 cargo nextest run --profile torture --features test-hooks --test torture --no-capture`.
 
 use crate::support::checker::Checker;
@@ -11,6 +12,7 @@ use crate::support::layout::{Layout, one_pool, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger, Writers};
 use crate::support::load::{Load, Plan, TablespaceChurn};
 use crate::support::lockstep::{Set, Steps};
+use crate::support::rounds::Rounds;
 use std::collections::{BTreeMap, VecDeque};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
@@ -38,19 +40,21 @@ fn one_transaction_group() {
 }
 
 fn torture(name: &str, layout: fn() -> Layout, strategies: &[&str]) {
-    let rounds = from_environment("LOCKSTEP_TORTURE_ROUNDS").unwrap_or(DEFAULT_ROUNDS);
-    let seed =
-        from_environment("LOCKSTEP_TORTURE_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("{name}: LOCKSTEP_TORTURE_SEED={seed} LOCKSTEP_TORTURE_ROUNDS={rounds}");
+    let rounds = Rounds::of(name, DEFAULT_ROUNDS);
+    let seed = rounds.seed;
     let turn = |round: u64| TURNS[usize::try_from(round % 4).expect("less than four")];
-    let mine: Vec<u64> = (0..rounds).filter(|round| strategies.contains(&turn(*round))).collect();
+    let is_mine = |round: &u64| strategies.contains(&turn(*round));
+    let mine: Vec<u64> = (0..rounds.count).filter(is_mine).collect();
     let mut statistics = Statistics::default();
+    let mut done = 0;
     for batch in mine.chunks(ROUNDS_A_FIXTURE) {
         let mut arena = Arena::new(layout(), seed ^ batch[0]);
         for round in batch {
-            // With its own seed, a round makes the same choices whatever ran before it.
-            let mut random =
-                fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(*round));
+            if rounds.end_after(done, strategies.len()) {
+                break;
+            }
+            done += 1;
+            let mut random = rounds.random(*round);
             println!("round {round}: {}, seed {seed}", turn(*round));
             let figures = arena.round(turn(*round), &mut random);
             println!("round {round}: {figures:.1?}");
@@ -222,11 +226,6 @@ fn delay(random: &mut fastrand::Rng) -> Duration {
         _ => 3000,
     };
     Duration::from_millis(random.u64(..limit))
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")))
 }
 
 #[derive(Debug, Default)]

@@ -1,8 +1,8 @@
 //! The torture test over a streaming standby: load on the primary, sets of the standby with random delays between the
 //! snapshots and restartpoints forced in the gaps, every set restored, started and checked in full.
 //!
-//! `LOCKSTEP_TORTURE_ROUNDS` says how many (by default 9, each way with each end, or as many of them as a slow machine
-//! begins within four minutes), `LOCKSTEP_TORTURE_SEED` which (it is printed).
+//! `LOCKSTEP_TORTURE_ROUNDS` says how many (by default 9, each way with each end, or as many of them as [`Rounds`] lets a
+//! slow machine begin), `LOCKSTEP_TORTURE_SEED` which (it is printed).
 
 use crate::support::checker::Checker;
 use crate::support::command::run;
@@ -11,18 +11,16 @@ use crate::support::layout::{Layout, one_pool, two_pools_four_datasets};
 use crate::support::ledger::{Expected, Ledger, Writers};
 use crate::support::load::{Load, Plan};
 use crate::support::lockstep::{Lockstep, Set, Steps, exit, json_of};
+use crate::support::rounds::Rounds;
 use crate::support::standby::Standby;
 use std::collections::BTreeMap;
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 const SCALE: u32 = 3;
 const DEFAULT_ROUNDS: u64 = 9;
-/// When no further round begins, unless their number was given. The first three are each way and each end once.
-const LIMIT: Duration = Duration::from_secs(240);
-
 /// Data only grows, and every check reads all of it.
 const ROUNDS_A_FIXTURE: u64 = 40;
 
@@ -42,27 +40,22 @@ fn one_transaction_group_of_a_standby() {
     torture("one pool", one_pool, &[("atomic", true), ("atomic", false)], 4);
 }
 
-/// Runs one in `share` of the rounds.
+/// Runs one in `share` of the rounds. The first three are each way and each end once.
 fn torture(name: &str, layout: fn() -> Layout, turns: &[(&str, bool)], share: u64) {
-    let wanted = from_environment("LOCKSTEP_TORTURE_ROUNDS");
-    let rounds = wanted.unwrap_or(DEFAULT_ROUNDS).div_ceil(share);
-    let since = Instant::now();
-    let seed =
-        from_environment("LOCKSTEP_TORTURE_SEED").unwrap_or_else(|| fastrand::u64(..1_000_000));
-    println!("{name}: LOCKSTEP_TORTURE_SEED={seed}, {rounds} rounds");
+    let rounds = Rounds::of(name, DEFAULT_ROUNDS);
+    let seed = rounds.seed;
     let mut done: BTreeMap<String, u32> = BTreeMap::new();
     let mut arena = None;
-    for round in 0..rounds {
-        if round >= ENDS.len() as u64 && wanted.is_none() && since.elapsed() > LIMIT {
-            println!("{round} rounds on a machine as slow as this");
+    for round in 0..rounds.count.div_ceil(share) {
+        let place = usize::try_from(round).expect("few rounds");
+        if rounds.end_after(place, ENDS.len()) {
             break;
         }
         if round % ROUNDS_A_FIXTURE == 0 {
             drop(arena.take());
         }
         let arena = arena.get_or_insert_with(|| Arena::new(layout(), seed ^ round));
-        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(1_000_003).wrapping_add(round));
-        let place = usize::try_from(round).expect("few rounds");
+        let mut random = rounds.random(round);
         let (strategy, asks) = turns[place % turns.len()];
         let end = ENDS[(place + place / ENDS.len()) % ENDS.len()];
         let what = format!("{strategy}{}, to {end}", if asks { "" } else { " without connection" });
@@ -200,9 +193,4 @@ impl Drop for Stops<'_> {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
     }
-}
-
-fn from_environment(name: &str) -> Option<u64> {
-    let text = std::env::var(name).ok()?;
-    Some(text.parse().unwrap_or_else(|_| panic!("{name} must be a number, and is {text:?}")))
 }

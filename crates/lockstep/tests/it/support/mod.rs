@@ -20,6 +20,7 @@ pub mod load;
 pub mod lockstep;
 pub mod pools;
 pub mod recordings;
+pub mod rounds;
 pub mod shipping;
 pub mod standby;
 #[path = "../../../../strata/tests/support/stores/mod.rs"]
