@@ -14,11 +14,12 @@ use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 
 use super::build::Build;
 use super::{Problem, fetched, history_command, original};
+use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::postgres::wal::{self, Found, WalIdentity};
 use crate::postgres::{instance, server};
 use crate::process::{Program, quote};
-use crate::set::branches::Member;
+use crate::set::branches::{Branches, Member};
 
 /// How many segments are asked for: if one is missing or damaged itself, the next may still be there.
 const ASKED: u64 = 2;
@@ -162,27 +163,46 @@ impl End {
     }
 
     /// Returns a problem if one of the cluster's sets goes on along the timeline, for at least a whole segment after the
-    /// end: the archive has a gap. (The segment in which a newer set ends may not be full yet.)
+    /// end: the archive has a gap. (The segment in which a newer set ends may not be full yet.) If recovery ended before
+    /// that timeline began, the gap is in an ancestor's WAL, and the ancestor's sets prove it too.
     pub(super) fn before_a_set(&self, sets: impl IntoIterator<Item = Member>) -> Option<Problem> {
         let size = self.identity.segment_size;
         let followed = self.followed()?;
         let number = first_after(self.lsn, size);
-        let is_beyond = |set: &Member| {
-            let is_its = set.timeline == followed
-                && set.system_identifier == self.identity.system_identifier;
-            let end = set.end.filter(|_| is_its);
-            end.is_some_and(|end| WalSegment::ending_at(followed, end, size).number > number)
+        let is_on_the_way = |timeline: TimelineId, end: Lsn| {
+            let left = self.history.switch_point(timeline);
+            timeline == followed || left.is_some_and(|left| end <= left)
         };
-        let set = sets.into_iter().filter(is_beyond).min_by_key(|set| set.end)?;
+        let is_beyond = |set: &Member| {
+            let is_its = set.system_identifier == self.identity.system_identifier;
+            let end = set.end.filter(|end| is_its && is_on_the_way(set.timeline, *end));
+            end.is_some_and(|end| WalSegment::ending_at(set.timeline, end, size).number > number)
+        };
+        let sets: Vec<Member> = sets.into_iter().collect();
+        let set = sets.iter().filter(|set| is_beyond(set)).min_by_key(|set| set.end)?;
         let end = set.end?;
-        let name = WalSegment { timeline: followed, number }.file_name(size);
+        // Two restores of one set may have the same timeline: what was given up mustn't be restored instead.
+        let branches = Branches::of(sets.iter().cloned(), jiff::Timestamp::now());
+        let condition = match branches.is_of_two(set) {
+            true => format!(
+                "sets of timeline {} are of two clusters, or one has a wrong date: `{} check` names them. If set {} isn't of the one that was given up: ",
+                set.timeline,
+                lockstep(),
+                set.set
+            ),
+            false => String::new(),
+        };
+        // PostgreSQL names the timeline that it follows as the parent even if it ended before that one's beginning.
+        let left_later = self.history.switches().iter().find(|switch| switch.lsn > self.lsn);
+        let timeline = left_later.map_or(followed, |switch| switch.timeline);
+        let name = WalSegment { timeline, number }.file_name(size);
         Some(Problem {
             what: format!(
-                "recovery ended at LSN {}, but its timeline {followed} went on: set {} of that goes to {end}, and restore_command doesn't deliver {name}",
-                self.lsn, set.set
+                "recovery ended at LSN {}, but timeline {timeline} went on: set {} of timeline {} goes to {end}, and restore_command doesn't deliver {name}",
+                self.lsn, set.set, set.timeline
             ),
             hint: format!(
-                "restore set {} or a newer one, which needs nothing before it; or find what the archive lacks from {name} on, and restore again: what was committed after LSN {} isn't in the restored cluster",
+                "{condition}restore set {} or a newer one, which needs nothing before it; or find what the archive lacks from {name} on, and restore again: what was committed after LSN {} isn't in the restored cluster",
                 set.set, self.lsn
             ),
         })
@@ -248,6 +268,7 @@ fn first_after(lsn: Lsn, size: WalSegmentSize) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::set::branches::Primary;
     use pgfiles::lsn::SystemIdentifier;
 
     fn next(history: &str, begun: u32, lsn: &str) -> Vec<String> {
@@ -293,7 +314,38 @@ mod tests {
         for words in ["0/5000028", "set first", "0/7000100", "000000010000000000000006"] {
             assert!(problem.what.contains(words), "{words}: {}", problem.what);
         }
-        assert!(problem.hint.contains("restore set first"), "{}", problem.hint);
+        assert!(problem.hint.starts_with("restore set first"), "{}", problem.hint);
+
+        // After these sets the cluster was restored once more, onto the same timeline.
+        let taken = |name: &str, day: u8, begin: &str, to: &str| {
+            let time = |minute: u8| format!("2026-11-0{day}T00:0{minute}:00Z").parse().unwrap();
+            let primary = Primary {
+                begun: time(0),
+                finished: time(1),
+                at: Some(begin.parse().unwrap()),
+                owner: String::new(),
+                data_directory: "/pg".into(),
+                snapshot: None,
+            };
+            Member { primary: Some(primary), ..set(name, 1, 7, to) }
+        };
+        let given_up = taken("given up", 1, "0/8000028", "0/8000100");
+        let living = taken("living", 2, "0/4000028", "0/4000100");
+        let problem = end.before_a_set([given_up, living]).unwrap();
+        assert!(problem.hint.contains("If set given up isn't of the one"), "{}", problem.hint);
+
+        // The archive has timeline 2's history: that one was followed, and recovery ended before its beginning.
+        let text = b"1\t0/A000028\tx\n\n2\t0/5000028\tx\n";
+        let history = TimelineHistory::parse(tli(3), text).unwrap();
+        let end = End { history, lsn: "0/5000028".parse().unwrap(), identity };
+        let given_up = set("given up", 1, 7, "0/B000000");
+        assert_eq!(end.before_a_set([given_up.clone()]), None, "of another future");
+        for (timeline, to) in [(1, "0/9000000"), (2, "0/C000000")] {
+            let problem = end.before_a_set([given_up.clone(), set("its", timeline, 7, to)]);
+            let what = problem.unwrap().what;
+            let names = ["set its", to, "timeline 1 went on", "000000010000000000000006"];
+            assert!(names.iter().all(|words| what.contains(words)), "{what}");
+        }
     }
 
     #[test]

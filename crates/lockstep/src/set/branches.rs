@@ -147,6 +147,12 @@ impl Branches {
         self.apart.get(&(set.postgres.system_identifier, set.timeline()))
     }
 
+    /// Whether the sets of this set's timeline are of two clusters, or one of their dates is wrong.
+    #[must_use]
+    pub fn is_of_two(&self, set: &Member) -> bool {
+        self.apart.contains_key(&(set.system_identifier, set.timeline))
+    }
+
     /// Returns a warning about a chosen set, if it may be of the wrong one of two clusters, or its date is wrong.
     #[must_use]
     pub fn doubt(&self, chosen: &Manifest) -> Option<String> {

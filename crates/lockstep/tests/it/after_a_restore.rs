@@ -79,7 +79,8 @@ fn set_again(fixture: &Fixture, server: &Cluster) {
     let auto = std::fs::read_to_string(server.data.join("postgresql.auto.conf"));
     let auto = auto.expect("it is readable");
     let is_left = |line: &str| line.starts_with("recovery_") && !line.starts_with("recovery_init_");
-    assert!(!auto.contains("archive_mode") && !auto.lines().any(is_left), "{auto}");
+    let has = |name: &str| auto.contains(name);
+    assert!(!has("archive_mode") && !has("cron.") && !auto.lines().any(is_left), "{auto}");
     let port = format!("ALTER SYSTEM SET port = {}", fixture.cluster.port);
     server.execute(&[&port, "ALTER SYSTEM SET archive_mode = on"]);
 }
