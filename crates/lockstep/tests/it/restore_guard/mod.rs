@@ -253,8 +253,8 @@ fn subscriptions_that_go_on_lack_what_was_sent_since() {
     let lockstep = fixture.lockstep();
     // What a subscription leaves behind.
     fixture.cluster.execute(&[
-        "SELECT pg_replication_origin_create('pg_16400')",
-        "SELECT pg_replication_origin_advance('pg_16400', '0/1000000')",
+        "SELECT pg_replication_origin_create('of_a_publisher')",
+        "SELECT pg_replication_origin_advance('of_a_publisher', '0/1000000')",
     ]);
     let set = lockstep.backup("label").id;
     let to = fixture.target("r");
