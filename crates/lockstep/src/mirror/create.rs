@@ -309,12 +309,7 @@ fn slot_name(wanted: &Create) -> String {
 }
 
 fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Result<()> {
-    if !facts.may_replicate {
-        return refuse(
-            "the user of --from may not replicate",
-            "ALTER ROLE … REPLICATION, and a line for \"replication\" in the primary's pg_hba.conf",
-        );
-    }
+    check_role(facts)?;
     let slot = slot_name(wanted);
     if primary.slot(&slot)?.is_some() {
         return refuse_slot(&slot);
@@ -322,12 +317,7 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
     if let Some(what) = facts.waits_for(&slot) {
         return refuse(what, NAME_STANDBYS);
     }
-    if facts.free_slots < 1 {
-        return refuse(
-            "the primary has no free replication slot",
-            "raise its max_replication_slots",
-        );
-    }
+    check_free_slot(facts)?;
     // pg_basebackup uses two.
     if facts.free_senders < 2 {
         return refuse(
@@ -336,6 +326,23 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
         );
     }
     Ok(())
+}
+
+pub(super) fn check_role(facts: &Facts) -> Result<()> {
+    if facts.may_replicate {
+        return Ok(());
+    }
+    refuse(
+        "the user of --from may not replicate",
+        "ALTER ROLE … REPLICATION, and a line for \"replication\" in the primary's pg_hba.conf",
+    )
+}
+
+pub(super) fn check_free_slot(facts: &Facts) -> Result<()> {
+    if facts.free_slots >= 1 {
+        return Ok(());
+    }
+    refuse("the primary has no free replication slot", "raise its max_replication_slots")
 }
 
 fn refuse_slot<T>(slot: &str) -> Result<T> {

@@ -57,6 +57,13 @@ impl Facts {
             )
         })
     }
+
+    /// Warns if they may.
+    pub(super) fn warn_if_it_waits_for(&self, slot: &str) {
+        if let Some(what) = self.waits_for(slot) {
+            tracing::warn!("{what}: {NAME_STANDBYS}");
+        }
+    }
 }
 
 /// What to do about it.

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use pgfiles::control_file::DbState;
 
 use super::create::{self, refuse};
-use super::primary::{Facts, NAME_STANDBYS, Primary};
+use super::primary::{Facts, Primary};
 use super::record::{Home, Kind, Phase, Place, Record};
 use super::{fill, room, serve};
 use crate::config::Config;
@@ -80,9 +80,7 @@ pub fn run(home: &Home, config: &Config, name: &ClusterName, asked: &Asked) -> R
     let facts = primary.facts()?;
     check(home, &record, &facts)?;
     check_new(&before, &record, &mut primary, &facts)?;
-    if let Some(what) = facts.waits_for(&record.slot) {
-        tracing::warn!("{what}: {NAME_STANDBYS}");
-    }
+    facts.warn_if_it_waits_for(&record.slot);
     let rewind = !asked.base_backup && may_rewind(&record, &mut primary, &facts)?;
     room::check(home, &record, rewind)?;
     add_tablespaces(home, &mut record, &facts)?;
@@ -244,12 +242,7 @@ fn check_new(before: &Record, record: &Record, primary: &mut Primary, facts: &Fa
     if ["host", "hostaddr", "port"].iter().all(|key| old.get(key) == new.get(key)) {
         return Ok(());
     }
-    if !facts.may_replicate {
-        return refuse(
-            "the user of --from may not replicate",
-            "ALTER ROLE … REPLICATION, and a line for \"replication\" in that server's pg_hba.conf",
-        );
-    }
+    create::check_role(facts)?;
     if primary.slot(&record.slot)?.is_some() {
         return refuse(
             format!("the server of --from has a slot \"{}\" already", record.slot),
@@ -261,13 +254,7 @@ fn check_new(before: &Record, record: &Record, primary: &mut Primary, facts: &Fa
             ),
         );
     }
-    if facts.free_slots < 1 {
-        return refuse(
-            "the server of --from has no free replication slot",
-            "raise its max_replication_slots",
-        );
-    }
-    Ok(())
+    create::check_free_slot(facts)
 }
 
 /// Adds a dataset for each tablespace that is new on the primary. Tablespaces that the primary no longer has keep

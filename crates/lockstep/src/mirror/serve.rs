@@ -5,7 +5,7 @@
 //! replayed at the same path here, which on the primary's own host is the primary's own folder. So the server runs in
 //! a mount namespace in which it can only write to its own datasets and a few usual places.
 
-use super::primary::{NAME_STANDBYS, Primary};
+use super::primary::Primary;
 use super::record::{Home, Record};
 use super::{room, verdict};
 use crate::context::program;
@@ -49,9 +49,7 @@ fn refresh(home: &Home, record: &mut Record) -> Result<()> {
         });
     match asked {
         Ok((facts, mut primary)) => {
-            if let Some(what) = facts.waits_for(&record.slot) {
-                tracing::warn!("{what}: {NAME_STANDBYS}");
-            }
+            facts.warn_if_it_waits_for(&record.slot);
             let slot = primary.slot(&record.slot)?;
             if slot.as_ref().is_none_or(|slot| slot.is_lost() && !slot.active) {
                 let was = if slot.is_some() { "was invalidated on" } else { "was gone from" };
@@ -119,10 +117,7 @@ pub(super) fn launch_fed(home: &Home, record: &mut Record) -> Result<bool> {
             Ok(_) => return Ok(true),
             Err(error) => error,
         };
-        // Whoever undoes this finds a server by its postmaster.pid, which one that was just started hasn't yet.
-        if matches!(error, Error::Interrupted { .. }) && instance::postmaster(&data)?.is_none() {
-            server.stop(Stop::Immediate)?;
-        }
+        server.stop_if_unseen(&error)?;
         // The primary once had a higher value than it has now, or than it had when it was last asked.
         let Some(lower) = server.lower_setting() else { return Err(error) };
         if !record.standby_settings.raise(&lower.name, lower.needed) {

@@ -201,6 +201,19 @@ impl Server {
         self.watch("not consistent yet", "in recovery", progress, done)
     }
 
+    /// Stops it if a signal ended the wait for it before it had a postmaster.pid: by that, whoever undoes finds a server.
+    ///
+    /// # Errors
+    /// When it doesn't stop.
+    pub fn stop_if_unseen(&mut self, error: &Error) -> Result<()> {
+        match error {
+            Error::Interrupted { .. } if instance::postmaster(&self.data)?.is_none() => {
+                self.stop(Stop::Immediate)
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Whether postmaster.pid has one of these states. PM_STATUS_READY is written when connections are accepted, on a
     /// hot standby too. A server that accepts none has PM_STATUS_STANDBY from the beginning of recovery on.
     /// After a crash of the machine the file is the former server's, until this one writes its own.

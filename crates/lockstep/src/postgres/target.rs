@@ -102,7 +102,8 @@ pub struct Standby {
 
 impl Recovery {
     /// The timeline that was given by its number. It may not be the set's own.
-    fn asked_timeline(&self) -> Option<u32> {
+    #[must_use]
+    pub fn asked_timeline(&self) -> Option<u32> {
         self.timeline.as_ref()?.parse().ok()
     }
 

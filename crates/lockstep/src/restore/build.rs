@@ -567,9 +567,9 @@ impl<'a> Build<'a> {
         settings.extend(recovery::of_older(self.manifest.postgres.major));
         if self.starts_beside_the_original() {
             settings.push(recovery::jobs_of_its_own());
-        }
-        if self.holds_subscriptions() {
-            recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
+            if !self.request.keep_subscriptions {
+                recovery::put(&mut settings, recovery::NO_WORKERS.into(), "0".into());
+            }
         }
         let mut places = tree::own_places(&self.manifest, &self.placement)?;
         places.extend(tree::places_of_configuration(&self.manifest, &self.placement));

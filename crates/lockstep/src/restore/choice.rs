@@ -157,7 +157,7 @@ fn by_name<'a>(named: Option<&'a str>, recovery: &Recovery) -> Result<Option<&'a
 
 /// Whether the timeline is given as a number. It may be one that was left; then every set on it counts.
 fn asks_for_a_number(recovery: &Recovery) -> bool {
-    recovery.timeline.as_ref().is_some_and(|timeline| timeline.parse::<u32>().is_ok())
+    recovery.asked_timeline().is_some()
 }
 
 /// Returns how histories are asked for.
@@ -209,10 +209,8 @@ impl Choice<'_> {
     }
 
     fn none(&self, whose: &str, place: &str) -> Error {
-        let timeline = match &self.recovery.timeline {
-            Some(timeline) if timeline.parse::<u32>().is_ok() => format!(" on timeline {timeline}"),
-            _ => String::new(),
-        };
+        let timeline = self.recovery.asked_timeline();
+        let timeline = timeline.map_or_else(String::new, |it| format!(" on timeline {it}"));
         let mut hint = format!(
             "`{} list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target",
             lockstep()

@@ -80,9 +80,9 @@ pub(super) fn complaint(said: &[String]) -> Option<&str> {
     let ready = said.iter().position(|line| line.contains("ready to accept connections"));
     let said = &said[..ready.unwrap_or(said.len())];
     // A command that was cut off and tried again has delivered what it was asked for: recovery went on.
-    let done = said.iter().position(|line| line.contains("redo done at")).unwrap_or(said.len());
-    let went_on = said[..done].iter().rposition(|line| line.contains("restored log file"));
-    let ends = went_on.map_or(0, |at| at + 1)..done;
+    let before_end = before_end(said);
+    let went_on = before_end.iter().rposition(|line| line.contains("restored log file"));
+    let ends = went_on.map_or(0, |at| at + 1)..before_end.len();
     let is_complaint = |at: usize, line: &str| {
         let for_a_moment = says(line, &NO_ROOM) || says(line, &OUT_OF_REACH);
         // A history is asked for once: without it recovery goes on, along another timeline.
@@ -93,6 +93,12 @@ pub(super) fn complaint(said: &[String]) -> Option<&str> {
     let mut complaints =
         lines.filter(|(at, line)| !is_of_postgresql(line) && is_complaint(*at, line));
     complaints.next().map(|(_, line)| line)
+}
+
+/// Returns what was said before replay ended. After that, PostgreSQL asks for the last segment once more.
+fn before_end(said: &[String]) -> &[String] {
+    let end = said.iter().position(|line| line.contains("redo done at"));
+    &said[..end.unwrap_or(said.len())]
 }
 
 /// dash writes `sh: 1: wal-g: not found`. Other tools say "not found" about segments.
@@ -143,8 +149,7 @@ pub(super) fn delivered(said: &[String], size: WalSegmentSize) -> Vec<WalSegment
 /// it (xlogreader.c). What the reader says about the next file, recycled in pg_wal, appears at the end of every
 /// recovery.
 pub(super) fn unreadable(said: &[String], size: WalSegmentSize) -> Option<(String, &str)> {
-    let end = said.iter().position(|line| line.contains("redo done at")).unwrap_or(said.len());
-    let said = &said[..end];
+    let said = before_end(said);
     let (at, name) = said.iter().enumerate().rev().find_map(|(at, line)| {
         let (name, _) = line.split_once("restored log file \"")?.1.split_once('"')?;
         WalSegment::parse(name, size).ok().map(|segment| (at, segment))

@@ -76,10 +76,8 @@ pub(super) fn start(
     let before = control::read(&data)?;
     let mut server = server::start(&launch)?;
     let recovered = recover_at_last(build, &launch, &mut server, &before, restored.port);
-    // Whoever undoes this finds a server by its postmaster.pid, which one that was just started hasn't yet.
-    if matches!(recovered, Err(Error::Interrupted { .. })) && instance::postmaster(&data)?.is_none()
-    {
-        server.stop(Stop::Immediate)?;
+    if let Err(error) = &recovered {
+        server.stop_if_unseen(error)?;
     }
     let (outcome, segments) = recovered?;
     restored.recovery_log = server.recovery_log();

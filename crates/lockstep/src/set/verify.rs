@@ -26,7 +26,10 @@ pub(crate) fn snapshot(cx: &Context, manifest: &Manifest, volume: &SetVolume) ->
         other => match (cx.zfs.away(&volume.pool)?, other) {
             (None, Err(error)) => return Err(error),
             (away, _) => {
-                let moved = moved(cx, &[volume]);
+                let moved = match away {
+                    None => moved(cx, &[volume]),
+                    Some(_) => Moved::new(),
+                };
                 return Err(missing(cx, manifest, volume, away, &moved).into());
             }
         },
@@ -56,6 +59,8 @@ pub(crate) fn look(cx: &Context, sets: &[Manifest]) -> Result<(Vec<Incomplete>, 
     let away = cx.zfs.all_away(pools)?;
     let gone = sets.iter().filter_map(|set| set.first_gone(&standing));
     let gone = gone.filter_map(|(volume, found)| found.is_none().then_some(volume));
+    // Of those on a pool that isn't available nobody knows.
+    let gone = gone.filter(|volume| !away.contains_key(&volume.pool));
     let moved = moved(cx, &gone.collect::<Vec<_>>());
     let why = |set: &Manifest| {
         let (volume, found) = set.first_gone(&standing)?;

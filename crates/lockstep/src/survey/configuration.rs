@@ -114,18 +114,23 @@ impl Here<'_> {
     /// absolute path. The host of the restored server may not have it; or it has the original's.
     fn keep(&mut self, name: &'static str, places: &ConfigFiles) {
         let read = |path: &Path| files::read_as(path, self.reader);
-        let (path, whole) = match name {
-            "pg_hba.conf" => match hba::whole(&places.hba, read) {
-                Ok(Some(own)) if own.text == HBA => return self.keep_primary_s(name),
-                whole => (&places.hba, whole),
-            },
+        let (mut path, mut whole) = match name {
+            "pg_hba.conf" => (&places.hba, hba::whole(&places.hba, read)),
             "pg_ident.conf" => (&places.ident, hba::whole(&places.ident, read)),
             _ => (&places.config, conf::whole(&places.config, read)),
         };
+        // A mirror's own rules: its primary's are in the data directory. A restored cluster goes by these, whatever the
+        // primary's postgresql.conf says where they are.
+        let is_mirror_s = matches!(&whole, Ok(Some(own)) if own.text == HBA);
+        let primary_s = self.data.join(name);
+        if is_mirror_s {
+            (path, whole) = (&primary_s, hba::whole(&primary_s, read));
+        }
         let is_outside = self.is_outside(path);
         let why = match whole {
             Ok(Some(whole)) => {
-                if whole.is_bound || whole.places.iter().any(|place| self.is_outside(place)) {
+                let is_elsewhere = || whole.places.iter().any(|place| self.is_outside(place));
+                if is_mirror_s || whole.is_bound || is_elsewhere() {
                     self.found.files.push((name, whole.text));
                 }
                 return;
@@ -138,21 +143,6 @@ impl Here<'_> {
             true => warnings::unread_configuration(name, path, &why),
             false => warnings::unread_include(name, path, &why),
         });
-    }
-
-    /// Keeps the pg_hba.conf in a mirror's data directory, which is its primary's: a restored cluster goes by that,
-    /// whatever the primary's postgresql.conf says where it is.
-    fn keep_primary_s(&mut self, name: &'static str) {
-        let path = self.data.join(name);
-        let whole = hba::whole(&path, |path: &Path| files::read_as(path, self.reader));
-        match whole {
-            Ok(Some(whole)) => self.found.files.push((name, whole.text)),
-            Ok(None) => {}
-            Err(error) => {
-                let warning = warnings::unread_include(name, &path, &error.chain());
-                self.found.warnings.push(warning);
-            }
-        }
     }
 
     /// Whether a path leads out of the data directory, itself or by a link. An empty one leads nowhere.

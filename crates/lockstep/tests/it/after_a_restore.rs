@@ -30,6 +30,13 @@ fn folder(restored: &Restored) -> &str {
     restored.json["directory"].as_str().expect("a restore says where it is")
 }
 
+/// Removes a restore with the page's commands, and its set; nothing else is left.
+fn remove(fixture: &Fixture, restored: &Restored, set: &Set) {
+    run(fixture, restored, "", &["remove"]);
+    fixture.discard_set(&set.id);
+    assert_clean(fixture);
+}
+
 /// Runs blocks of the page, with this restore's values instead of those in the first block.
 fn run(fixture: &Fixture, restored: &Restored, places: &str, names: &[&str]) {
     must(&mut shell(fixture, restored, places, names));
@@ -244,9 +251,7 @@ fn nothing_changes_places_while_the_original_runs() {
     assert!(outcome.stderr.contains("(postgres) for good"), "{}", outcome.describe());
     assert!(fixture.cluster.is_running());
     assert_eq!(names(), before);
-    run(&fixture, &restored, "", &["remove"]);
-    fixture.discard_set(&set.id);
-    assert_clean(&fixture);
+    remove(&fixture, &restored, &set);
 }
 
 /// A cold set that goes on along its timeline has the history's `.done`, and so has what archived while it recovered: an
@@ -273,9 +278,7 @@ fn a_history_in_the_archive_and_the_number_of_another_process_are_no_hindrance()
     run(&fixture, &restored, "", &["stop"]);
     assert!(!restored.server().is_running());
     std::fs::remove_file(&pid_file).expect("it is there");
-    run(&fixture, &restored, "", &["remove"]);
-    fixture.discard_set(&set.id);
-    assert_clean(&fixture);
+    remove(&fixture, &restored, &set);
 }
 
 /// With the data directory's dataset, those below it would be renamed, and the cluster would be in pieces; what was
@@ -301,9 +304,7 @@ fn clones_of_datasets_that_are_below_one_another_change_no_places() {
     assert!(!outcome.ok(), "{}", outcome.describe());
     assert!(outcome.stderr.contains("and renamed with it: "), "{}", outcome.describe());
     assert_eq!(names(), before);
-    run(&fixture, &restored, "", &["remove"]);
-    fixture.discard_set(&set.id);
-    assert_clean(&fixture);
+    remove(&fixture, &restored, &set);
 }
 
 /// A ZFS with encryption refuses to promote such a clone (dsl_dataset_promote_crypt_check in dsl_crypt.c), when those
@@ -387,9 +388,7 @@ fn a_cluster_that_was_not_moved_is_not_removed() {
     assert!(moved.join("global/pg_control").exists(), "{}", outcome.describe());
     assert_eq!(link(), before);
     std::fs::remove_file(&moved).expect("the test may");
-    run(&fixture, &restored, "", &["remove"]);
-    fixture.discard_set(&set.id);
-    assert_clean(&fixture);
+    remove(&fixture, &restored, &set);
 }
 
 /// ZFS allows blanks in names, and what comes before one may be the name of another dataset.
