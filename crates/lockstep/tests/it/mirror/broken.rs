@@ -1,11 +1,9 @@
-//! Mirrors that are cut off from their primary, lack WAL that is gone, are on another timeline, or aren't mounted;
-//! interrupted at every step.
+//! Mirrors that are cut off from their primary, lack WAL that is gone, or aren't mounted; interrupted at every step.
 
 use super::{
     PATIENCE, SCALE, assert_gone, backup, catch_up, create, create_words, dataset, directory,
     of_cluster, restore, server_of, status, wait_for_state, words,
 };
-use crate::support::by_hand::write_as_postgres;
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{as_postgres, command, give_to_postgres, must, wait_until};
@@ -15,11 +13,10 @@ use crate::support::layout::empty_pools;
 use crate::support::lockstep::{LIMIT, Set, Steps, exit, json_of};
 use crate::support::pools::{patiently, zfs};
 use crate::support::shipping::discard;
-use crate::support::standby::{Alone, set};
+use crate::support::standby::Alone;
 use rustix::process::Signal;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 #[test]
 fn primary_dies_for_a_while() {
@@ -284,191 +281,6 @@ fn tablespaces_that_changed_names_and_paths() {
     assert_gone(&alone, "main", "destroyed with tablespaces that changed");
 }
 
-/// Loses the primary: a standby that was behind the mirror takes over its address, with more settings, and its place.
-#[track_caller]
-fn heir_of(alone: &Alone, more: &str) -> Cluster {
-    let heir = alone.another_standby();
-    heir.stop(Stop::Fast);
-    alone.primary.execute(&["CREATE TABLE lost (n int)", "INSERT INTO lost VALUES (1)"]);
-    catch_up(alone, "main");
-    alone.primary.stop(Stop::Immediate);
-    let (port, socket) = (alone.primary.port, alone.primary.socket.display());
-    set(&heir, &format!("port = {port}\nunix_socket_directories = '{socket}'\n{more}"));
-    let heir = Cluster { port, socket: alone.primary.socket.clone(), ..heir };
-    heir.start();
-    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
-    heir
-}
-
-/// The primary is lost, and a standby that was behind the mirror takes its place: pg_rewind brings the mirror back.
-#[test]
-fn another_way_than_its_primary() {
-    let alone = Alone::new(empty_pools());
-    alone.primary.pgbench_tables(SCALE, "ts1", "ts2");
-    create(&alone, "main");
-    catch_up(&alone, "main");
-    let heir = heir_of(&alone, "");
-    let lockstep = alone.fixture.lockstep();
-    let seen = wait_for_state(&alone, "main", "diverged");
-    assert_eq!(seen["hint"], "lockstep mirror recreate main", "{seen}");
-    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    assert!(made.stdout.contains("after pg_rewind"), "{}", made.describe());
-    let seen = wait_for_state(&alone, "main", "follows");
-    assert_eq!(seen["running"], true, "{seen}");
-    let tables = "SELECT coalesce(to_regclass('lost')::text, '') || ' ' || coalesce(to_regclass('kept')::text, '')";
-    let mirror = server_of(&alone, "main");
-    wait_until("the mirror is the heir's", PATIENCE, || {
-        mirror.value("postgres", tables) == " kept"
-    });
-    let set = backup(&lockstep, "main");
-    let (_, restored) = restore(&alone, "main", &set);
-    Checker::new(SCALE).check_and_stop(&restored).assert_right("after pg_rewind");
-
-    // It diverges again, and meanwhile the heir has a tablespace on this very host, which pg_rewind would link.
-    let path = alone.fixture.root().join("m/ts3");
-    fs::create_dir(&path).expect("a folder can be made");
-    give_to_postgres(&path);
-    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
-    heir.execute(&[
-        &format!("CREATE TABLESPACE ts3 LOCATION '{}'", path.display()),
-        "CREATE TABLE late TABLESPACE ts3 AS SELECT i FROM generate_series(1, 1000) AS i",
-        "CHECKPOINT",
-    ]);
-    part_ways(&heir);
-    let before = files_below(&path);
-    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
-    assert_eq!(files_below(&path), before, "somebody wrote to the live tablespace");
-    wait_for_state(&alone, "main", "follows");
-    heir.stop(Stop::Immediate);
-}
-
-/// The primary is lost, and a standby on another address takes its place.
-#[test]
-fn another_server_than_its_primary() {
-    let alone = Alone::new(empty_pools());
-    create(&alone, "main");
-    let heir = alone.another_standby();
-    catch_up(&alone, "main");
-    alone.primary.stop(Stop::Immediate);
-    heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
-    let lockstep = alone.fixture.lockstep();
-    let seen = wait_for_state(&alone, "main", "primary-unreachable");
-    assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("--from")), "{seen}");
-    let bad = ["mirror", "recreate", "main", "--from", "host=/nowhere user=postgres"];
-    lockstep.expect(exit::FAILED, &bad);
-    assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
-    let from = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
-    let to_heir = ["mirror", "recreate", "main", "--from", &from];
-    // It may be another host's mirror's.
-    heir.execute(&["SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)"]);
-    let refused = lockstep.expect(exit::REFUSED, &to_heir);
-    assert_said(&refused, &["has a slot \"lockstep_mirror_main\" already", "hint: another mirror"]);
-    assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
-    heir.execute(&["SELECT pg_drop_replication_slot('lockstep_mirror_main')"]);
-    let made = lockstep.expect(exit::DONE, &to_heir);
-    assert!(made.stderr.contains("pg_drop_replication_slot"), "{}", made.describe());
-    wait_for_state(&alone, "main", "follows");
-    let kept = "SELECT coalesce(to_regclass('kept')::text, '')";
-    let mirror = server_of(&alone, "main");
-    wait_until("the mirror has the heir's", PATIENCE, || mirror.value("postgres", kept) == "kept");
-    // Backups ask the new one, too.
-    let file = alone.fixture.root().join("lockstep.d/main.toml");
-    let text = fs::read_to_string(&file).expect("it is registered");
-    assert!(text.contains(&format!("port={}", heir.port)), "{text}");
-    backup(&lockstep, "main");
-    // From now on without being told.
-    lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    lockstep.expect(exit::DONE, &["mirror", "destroy", "main", "--with-sets"]);
-    let slots = "SELECT slot_name FROM pg_replication_slots WHERE slot_name LIKE 'lockstep%'";
-    assert_eq!(heir.column("postgres", slots), [""; 0]);
-    heir.stop(Stop::Immediate);
-}
-
-/// After pg_rewind the mirror needs WAL from before the failover, which the new primary has removed by now.
-#[test]
-fn another_way_than_its_primary_whose_wal_is_gone() {
-    let alone = Alone::new(empty_pools());
-    // pg_rewind itself looks for the last common checkpoint in the mirror's own WAL.
-    let mut arguments = create_words(&alone, "main");
-    arguments.extend(["--setting", "wal_keep_size=4GB"].map(str::to_owned));
-    let lockstep = alone.fixture.lockstep();
-    lockstep.expect(exit::DONE, &words(&arguments));
-    let heir = heir_of(&alone, "wal_keep_size = 0\narchive_mode = off\n");
-    for _ in 0..8 {
-        heir.execute(&["INSERT INTO kept VALUES (1)", "SELECT pg_switch_wal()"]);
-    }
-    heir.execute(&["CHECKPOINT", "CHECKPOINT"]);
-    let made = lockstep.expect(exit::DONE, &["mirror", "recreate", "main"]);
-    assert!(made.stderr.contains("needs after pg_rewind"), "{}", made.describe());
-    assert!(made.stdout.contains("fresh base backup"), "{}", made.describe());
-    catch_up(&alone, "main");
-    assert_eq!(server_of(&alone, "main").value("postgres", "SELECT count(*) FROM kept"), "8");
-    heir.stop(Stop::Immediate);
-}
-
-/// As after pg_upgrade: another cluster answers at the primary's address. A slot that was made there would keep its WAL
-/// for ever, and one that is there belongs to another mirror.
-#[test]
-fn another_cluster_at_the_primary_s_address() {
-    let alone = Alone::new(empty_pools());
-    create(&alone, "main");
-    alone.primary.stop(Stop::Fast);
-    let data = alone.fixture.owned("upgraded").join("data");
-    let words = ["-D", data.to_str().expect("the harness' own paths are UTF-8"), "-U", "postgres"];
-    must(&mut alone.primary.tool("initdb", words));
-    let (port, socket) = (alone.primary.port, alone.primary.socket.clone());
-    let log = alone.primary.log.with_file_name("upgraded.log");
-    let other = Cluster { bin: alone.primary.bin.clone(), data, socket, port, log };
-    let socket = other.socket.display();
-    set(&other, &format!("port = {port}\nunix_socket_directories = '{socket}'\n"));
-    other.start();
-    let seen = wait_for_state(&alone, "main", "primary-unreachable");
-    assert!(seen["words"].as_str().is_some_and(|it| it.contains("another cluster")), "{seen}");
-    let lockstep = alone.fixture.lockstep();
-    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
-    let started = lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
-    assert!(started.stderr.contains("another cluster"), "{}", started.describe());
-    let slots = "SELECT slot_name FROM pg_replication_slots";
-    assert_eq!(other.column("postgres", slots), [""; 0]);
-    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
-    other.execute(&[make]);
-    let gone = lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
-    assert!(gone.stderr.contains("another cluster"), "{}", gone.describe());
-    assert_eq!(other.column("postgres", slots), ["lockstep_mirror_main"]);
-    other.stop(Stop::Immediate);
-}
-
-/// A mirror is promoted because its primary is lost, people write to it, and the old primary comes back. What the hint of
-/// `mirror status` names must not destroy that unasked.
-#[test]
-fn promoted_and_written_to() {
-    let alone = Alone::new(empty_pools());
-    create(&alone, "main");
-    catch_up(&alone, "main");
-    let mirror = server_of(&alone, "main");
-    mirror.execute(&["SELECT pg_promote()", "CREATE TABLE precious (n int)"]);
-    let lockstep = alone.fixture.lockstep();
-    let seen = wait_for_state(&alone, "main", "promoted");
-    let hint = seen["hint"].as_str().expect("there is one");
-    assert!(hint.contains("backup") && hint.contains("--discard-writes"), "{seen}");
-    for is_stopped in [false, true] {
-        if is_stopped {
-            lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
-        }
-        let refused = lockstep.expect(exit::REFUSED, &["mirror", "recreate", "main"]);
-        assert_said(
-            &refused,
-            &["error: ", "was promoted", "hint: ", "--discard-writes", "prune --local"],
-        );
-    }
-    lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
-    let precious = "SELECT count(*) FROM precious";
-    assert_eq!(server_of(&alone, "main").value("postgres", precious), "0");
-    lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--discard-writes"]);
-    wait_for_state(&alone, "main", "follows");
-}
-
 /// Somebody's shell is in the folder of the mirror's socket, where programs that fill the mirror run too.
 #[test]
 fn who_is_in_its_folder_is_left_alone() {
@@ -482,30 +294,6 @@ fn who_is_in_its_folder_is_left_alone() {
     somebody.kill().expect("it is ours");
     somebody.wait().expect("it was killed");
     assert_eq!(ended, None, "it was ended");
-}
-
-/// Puts a primary on its own timeline, as after a failover.
-#[track_caller]
-fn part_ways(primary: &Cluster) {
-    primary.stop(Stop::Fast);
-    write_as_postgres(&primary.data.join("standby.signal"), "");
-    primary.start();
-    primary.execute(&["SELECT pg_promote()", "CHECKPOINT"]);
-}
-
-/// The files below a folder with their inodes, sizes and times.
-fn files_below(folder: &Path) -> Vec<(PathBuf, u64, u64, i64)> {
-    let mut all = Vec::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let found = entry.metadata().expect("it can be looked at");
-        if found.is_dir() {
-            all.extend(files_below(&entry.path()));
-        } else {
-            all.push((entry.path(), found.ino(), found.size(), found.ctime_nsec()));
-        }
-    }
-    all.sort();
-    all
 }
 
 /// A dataset that isn't mounted (after a reboot, because its key isn't loaded) leaves an empty folder in its place,

@@ -1,5 +1,6 @@
 //! Mirrors: ZFS standbys of a primary on plain folders, with two tablespaces.
 
+mod another_primary;
 mod broken;
 mod create;
 
