@@ -13,6 +13,7 @@ use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
 use crate::support::pools::{patiently, property, release_and_destroy, try_zfs, zfs};
 use crate::support::shipping::{discard, other_host, with_repository};
+use crate::support::workspace::is_at_work_on;
 use rustix::process::Signal;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -144,17 +145,18 @@ fn what_was_received_for_a_restore_that_another_host_took_over_keeps_nobody() {
     steps.wait_reached("restore.receiving-1", &mut program);
     program.kill();
     assert_eq!(program.wait(LIMIT).signal, Some(9));
+    // Two are received at a time, and the killed program's own `zfs` may still be at it.
+    wait_until("no `zfs` of the killed program is left", LIMIT, || !is_at_work_on(&parent));
     let all = zfs(&["list", "-H", "-o", "name"]);
     let mut received = all.lines().filter(|name| name.contains("lockstep-receiving-"));
     let received = received.next().expect("one volume was received").to_owned();
-    // Two are received at a time: the other one may have had its name already, and no mount yet.
+    // The other one may have had its name already, and no mount yet.
     let whole =
         |name: &&str| name.starts_with(&format!("{parent}/")) && !name.contains("receiving");
     for dataset in all.lines().filter(whole) {
-        // The killed program's own `zfs` may still be at it.
-        wait_until("it is mounted", LIMIT, || {
-            property(dataset, "mounted") == "yes" || try_zfs(&["mount", dataset]).is_ok()
-        });
+        if property(dataset, "mounted") != "yes" {
+            zfs(&["mount", dataset]);
+        }
     }
     let foreign = format!("{received}@auto-2026-01-01");
     zfs(&["snapshot", &foreign]);

@@ -134,19 +134,30 @@ impl Running {
             }
             pause = (pause * 2).min(Duration::from_millis(20));
         };
+        (self.outcome(status), killed)
+    }
+
+    /// What it has said, if it has ended already.
+    #[track_caller]
+    pub fn ended(&mut self) -> Option<Outcome> {
+        let status = self.child.try_wait().ok()??;
+        Some(self.outcome(status))
+    }
+
+    #[track_caller]
+    fn outcome(&mut self, status: ExitStatus) -> Outcome {
         let took = self.since.elapsed();
         let line = self.command.clone();
         let stdout = ending(&line, "stdout", self.stdout.take());
         let stderr = ending(&line, "stderr", self.stderr.take());
-        let outcome = Outcome {
+        Outcome {
             command: line,
             code: status.code(),
             signal: status.signal(),
             stdout,
             stderr,
             took,
-        };
-        (outcome, killed)
+        }
     }
 }
 

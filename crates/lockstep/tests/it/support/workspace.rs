@@ -178,6 +178,16 @@ pub fn processes_of(root: &Path) -> Vec<u32> {
     pids.filter(|pid| *pid != here && belongs_to(*pid, root)).collect()
 }
 
+/// Whether a `zfs` command that names this dataset, or one below it, is running: those of a killed program go on.
+pub fn is_at_work_on(dataset: &str) -> bool {
+    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
+    processes.map(|entry| entry.path()).any(|process| {
+        let is_zfs = fs::read(process.join("comm")).is_ok_and(|name| name.starts_with(b"zfs"));
+        let line = fs::read(process.join("cmdline")).unwrap_or_default();
+        is_zfs && String::from_utf8_lossy(&line).contains(dataset)
+    })
+}
+
 fn belongs_to(pid: u32, root: &Path) -> bool {
     let process = Path::new("/proc").join(pid.to_string());
     let inside = fs::read_link(process.join("cwd")).is_ok_and(|cwd| cwd.starts_with(root));
