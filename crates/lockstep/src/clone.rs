@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::away;
+use crate::config::default_clone_settings;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
@@ -112,7 +113,7 @@ pub fn create(cx: &Context, create: &Create) -> Result<(Record, Vec<Problem>)> {
         port: create.port,
         clone: Some(CloneOptions {
             name: create.name.clone(),
-            settings: settings(cx, &create.name),
+            settings: settings(&cx.cluster.clones.settings, &create.name),
         }),
     };
     let mut record = None;
@@ -232,7 +233,8 @@ fn check_settings(cluster: &str, settings: &BTreeMap<String, String>) -> Result<
     }
 }
 
-fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
+/// Returns the settings of a clone; those of the configuration, which are its `own`, come last and so count.
+fn settings(own: &BTreeMap<String, String>, name: &CloneName) -> Vec<(String, String)> {
     let mut settings = vec![
         ("cluster_name".to_owned(), format!("lockstep clone {name}")),
         // No standby follows a clone: its commits would wait forever.
@@ -242,7 +244,10 @@ fn settings(cx: &Context, name: &CloneName) -> Vec<(String, String)> {
         ("listen_addresses".to_owned(), "localhost".to_owned()),
     ];
     settings.extend(recovery::apart());
-    settings.extend(cx.cluster.clones.settings.clone());
+    settings.extend(default_clone_settings());
+    for (name, value) in own {
+        recovery::put(&mut settings, name.clone(), value.clone());
+    }
     settings
 }
 
@@ -418,6 +423,20 @@ mod tests {
         assert_eq!(check(&[("archive_mode", "OFF")]), Ok(()));
         assert_eq!(check(&[("archive_mode", "on")]), refused("archive_mode"));
         assert_eq!(check(&[("archive_mode", "on"), ("archive_command", "true")]), Ok(()));
+    }
+
+    #[test]
+    fn a_setting_of_one_s_own_leaves_the_others_small() {
+        let own = [("work_mem", "64MB"), ("max_wal_size", "4GB")];
+        let own = own.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+        let all = settings(&own, &"dev".parse().unwrap());
+        let of = |name: &str| {
+            let found = all.iter().filter(|(it, _)| it == name);
+            found.map(|(_, value)| value.as_str()).collect::<Vec<_>>()
+        };
+        assert_eq!(of("work_mem"), ["64MB"]);
+        assert_eq!(of("max_wal_size"), ["4GB"]);
+        assert_eq!((of("shared_buffers"), of("huge_pages")), (vec!["128MB"], vec!["off"]));
     }
 
     #[test]

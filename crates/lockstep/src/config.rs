@@ -123,24 +123,18 @@ impl ClusterConfig {
 }
 
 /// Settings of throwaway servers.
-#[derive(Debug, Clone, Deserialize)]
+#[derive(Debug, Clone, Default, Deserialize)]
 #[serde(remote = "Self", deny_unknown_fields)]
 pub struct CloneConfig {
     /// Where their folders are made; `STATE_DIR/clusters/CLUSTER/clone-data` if left out.
     pub directory: Option<PathBuf>,
-    /// PostgreSQL settings that differ from the cluster's.
-    #[serde(default = "default_clone_settings")]
+    /// PostgreSQL settings that differ from the cluster's, besides those that a clone has anyway.
+    #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// Paths outside the clone that its server may write to (for the log or spool of a `restore_command`, say).
     /// Everything else is read-only in its mount namespace.
     #[serde(default)]
     pub writable: Vec<PathBuf>,
-}
-
-impl Default for CloneConfig {
-    fn default() -> Self {
-        Self { directory: None, settings: default_clone_settings(), writable: Vec::new() }
-    }
 }
 
 from_tables!(Config, Fragment, ClusterConfig, CloneConfig);
@@ -203,11 +197,12 @@ fn default_min_free() -> u64 {
 fn default_max_age() -> u32 {
     26
 }
-fn default_clone_settings() -> BTreeMap<String, String> {
-    // A second server on a production host must not take the memory of the first.
+/// What a clone has unless its settings say otherwise: a second server on a production host must not take the memory of
+/// the first.
+pub(crate) fn default_clone_settings() -> impl Iterator<Item = (String, String)> {
     [("shared_buffers", "128MB"), ("huge_pages", "off"), ("max_wal_size", "1GB")]
+        .into_iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .into()
 }
 
 impl Config {
@@ -481,7 +476,7 @@ mod tests {
         assert_eq!((cluster.port, cluster.user.as_str()), (5432, "postgres"));
         assert_eq!(cluster.checkpoint, CheckpointMode::Spread);
         assert_eq!(cluster.strategy, StrategyChoice::Ordered);
-        assert_eq!(cluster.clones.settings["shared_buffers"], "128MB");
+        assert!(cluster.clones.settings.is_empty(), "the defaults are a clone's own");
     }
 
     #[test]

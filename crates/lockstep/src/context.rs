@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use pgfiles::control_file::ControlFile;
+use pgfiles::lsn::SystemIdentifier;
 
 use crate::config::{ClusterConfig, Config, RepositoryConfig};
 use crate::error::Result;
@@ -12,6 +13,7 @@ use crate::lock::Lock;
 use crate::names::ClusterName;
 use crate::postgres::{instance, users};
 use crate::process::{Credentials, quote};
+use crate::set::manifest::Manifest;
 use crate::set::state::State;
 use crate::volume::zfs::Zfs;
 
@@ -123,6 +125,27 @@ impl<'a> Context<'a> {
     pub fn control(&self) -> Result<ControlFile> {
         self.zfs.reachable(&self.cluster.data_directory)?;
         instance::read_control(&self.cluster.data_directory)
+    }
+
+    /// Returns the system identifiers of the cluster in the data directory, the former ones too; none if its pg_control
+    /// can't be read.
+    #[must_use]
+    pub fn identifiers(&self) -> Vec<SystemIdentifier> {
+        let Ok(control) = self.control() else { return Vec::new() };
+        let formerly = self.cluster.formerly.iter().copied();
+        [control.system_identifier].into_iter().chain(formerly).collect()
+    }
+
+    /// Finds the set on this host that a user means. `latest` is of the cluster in the data directory, if there are
+    /// sets of it.
+    ///
+    /// # Errors
+    /// As [`State::find`].
+    pub fn find(&self, which: &str) -> Result<Manifest> {
+        match which {
+            "latest" => self.state.find_of(which, &self.identifiers()),
+            _ => self.state.find(which),
+        }
     }
 
     /// Returns the user who owns what is restored and runs servers; `None` if this process is that user.

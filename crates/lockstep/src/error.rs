@@ -206,6 +206,12 @@ impl Error {
         self.has_cause(|kind| matches!(kind, StorageFull | QuotaExceeded))
     }
 
+    /// Checks whether a repository's store is full, and not a file system of this host that temporary files are on.
+    #[must_use]
+    pub fn lacks_room_in_store(&self) -> bool {
+        matches!(self, Self::Store { .. }) && self.lacks_room()
+    }
+
     fn has_cause(&self, is_it: impl Fn(std::io::ErrorKind) -> bool) -> bool {
         let mut next: Option<&(dyn std::error::Error + 'static)> = Some(self);
         while let Some(error) = next {
@@ -488,6 +494,23 @@ mod tests {
         assert!(of_strata.is_broken_pipe(), "{of_strata:?}");
         assert!(of_strata.chain().ends_with("broken pipe"), "{}", of_strata.chain());
         assert!(!Error::failed("a broken pipe of the house").is_broken_pipe());
+    }
+
+    #[test]
+    fn a_full_folder_for_temporary_files_is_told_from_a_full_store() {
+        use strata::store::{StoreError, StoreErrorKind};
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let of = crate::repository::of_strata;
+        let spool = of(strata::Error::Spool { verb: "write", source: full() });
+        let index = of(strata::Error::Index { object: "x".into(), source: Box::new(full()) });
+        for local in [spool, index] {
+            assert!(local.lacks_room() && !local.lacks_room_in_store(), "{local:?}");
+            assert!(local.hint().is_some_and(|hint| hint.contains("TMPDIR")), "{local:?}");
+        }
+        let put = StoreError::new("put", "x", StoreErrorKind::Other);
+        let put = StoreError { source: Some(Box::new(full())), ..put };
+        let store = of(strata::Error::Store(put));
+        assert!(store.lacks_room_in_store(), "{store:?}");
     }
 
     #[test]

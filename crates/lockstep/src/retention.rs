@@ -6,6 +6,9 @@
 //! before now: if backups have stopped, nothing is removed because of that. So the newest set is kept by every
 //! policy.
 //!
+//! What could go wrong: after a pause of more than `within` one new set makes all others old, and if the clock was ahead
+//! for a moment, it is the wrong one. So the sets before a pause stay until as many are there after it.
+//!
 //! A set that its cluster has left behind ([`crate::set::branches`]) takes no place from one that the cluster lives
 //! on: the latter are judged as if there were no others. A left set is kept if the rules keep it among all sets, and
 //! so goes in its time.
@@ -24,6 +27,7 @@ use wildmatch::WildMatch;
 use crate::config::table::from_tables;
 use crate::context::lockstep;
 use crate::names::SetId;
+use crate::words;
 
 /// How far the clock of another host that ships to the same repository may be ahead.
 const TOLERANCE: SignedDuration = SignedDuration::from_mins(5);
@@ -76,6 +80,20 @@ pub fn ahead_hint(id: &str, place: &str) -> String {
         "is this host's clock right now (`date -u`)? If it isn't, set it, and nothing is wrong with the set. If it is, the clock was wrong when the set was taken: no rule counts it, and it stays until then; to be rid of it, once a newer backup is there: {} prune {place} --set {id}",
         lockstep()
     )
+}
+
+/// Says which of these sets, oldest first, would be newer than the one that was `chosen` as the latest, and are passed
+/// over because they are dated in the future; `None` if none is. A pure function.
+#[must_use]
+pub fn passed_over(ids: &[String], chosen: &str, place: &str, now: Timestamp) -> Option<String> {
+    let is_ahead = |id: &&String| id.as_str() > chosen && is_ahead(id, now);
+    let ahead: Vec<_> = ids.iter().filter(is_ahead).cloned().collect();
+    let newest = ahead.last()?;
+    let hint = ahead_hint(newest, place);
+    Some(format!(
+        "dated later than now, so passed over as \"latest\": {}: {hint}",
+        words::a_few(&ahead)
+    ))
 }
 
 /// Which sets to keep.
@@ -239,6 +257,8 @@ pub enum Reason {
     Last(u32),
     /// `within`.
     Within(Within),
+    /// `within`, counted from the last set before a pause: fewer sets are younger than there were then.
+    BeforePause(Within),
     /// The newest of a period: the rule's period, and which one.
     Newest(Period, String),
     /// `keep`: the pattern that matches it.
@@ -262,6 +282,7 @@ impl fmt::Display for Reason {
         match self {
             Self::Last(count) => write!(f, "last {count}"),
             Self::Within(within) => write!(f, "within {within}"),
+            Self::BeforePause(within) => write!(f, "within {within} before a pause"),
             Self::Newest(period, which) => write!(f, "{} {which}", period.rule()),
             Self::Asked(pattern) => write!(f, "keep \"{pattern}\""),
             Self::Future => f.write_str("dated in the future"),
@@ -311,16 +332,21 @@ pub fn decide(
     for (_, reasons) in future {
         reasons.push(Reason::Future);
     }
-    if counted.iter().any(|(set, _)| set.is_left) {
+    let mut living: Vec<_> = if counted.iter().any(|(set, _)| set.is_left) {
         let mut among_all: Vec<_> = counted.iter().map(|(set, _)| (*set, Vec::new())).collect();
         apply(policy, zone, among_all.iter_mut().collect());
         let (left, living): (Vec<_>, Vec<_>) =
             counted.into_iter().zip(among_all).partition(|((set, _), _)| set.is_left);
         left.into_iter().for_each(|((_, reasons), (_, found))| reasons.extend(found));
-        apply(policy, zone, living.into_iter().map(|(set, _)| set).collect());
+        living.into_iter().map(|(set, _)| set).collect()
     } else {
-        apply(policy, zone, counted);
+        counted
+    };
+    let paused = before_a_pause(policy, &living);
+    for (_, reasons) in living.get_mut(paused).into_iter().flatten() {
+        reasons.extend(policy.within.clone().map(Reason::BeforePause));
     }
+    apply(policy, zone, living);
     all.into_iter()
         .map(|(set, mut reasons)| {
             let asked = policy.keep.iter().find(|pattern| set.is_like(pattern));
@@ -329,6 +355,27 @@ pub fn decide(
             Decision { id: set.id.clone(), time: set.time, reasons }
         })
         .collect()
+}
+
+/// Returns which of these, newest first, `within` keeps in addition: after a pause at least that long, those that it
+/// would keep if nothing had come since, unless as many have.
+fn before_a_pause(
+    policy: &Policy,
+    counted: &[&mut (&Candidate, Vec<Reason>)],
+) -> std::ops::Range<usize> {
+    let Some(within) = &policy.within else { return 0..0 };
+    let times: Vec<_> = counted.iter().map(|(set, _)| set.time).collect();
+    let is_far = |newer: &Timestamp, older: &Timestamp| {
+        newer.duration_since(*older).as_secs() >= within.seconds
+    };
+    let reached = |times: &[Timestamp]| {
+        let newest = times.first();
+        times.iter().take_while(|&time| newest.is_some_and(|newest| !is_far(newest, time))).count()
+    };
+    let (new, old) = times.split_at(reached(&times));
+    let is_paused = new.last().zip(old.first()).is_some_and(|(new, old)| is_far(new, old));
+    let before = reached(old);
+    if is_paused && before > new.len() { new.len()..new.len() + before } else { 0..0 }
 }
 
 /// Applies each rule to these, newest first.

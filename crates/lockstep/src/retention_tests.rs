@@ -136,8 +136,32 @@ fn within_counts_from_the_newest_set() {
         kept(&times, "within = '7d'"),
         ["2026-01-01T00:00:01Z: within 7d", "2026-01-08T00:00:00Z: within 7d"]
     );
-    assert_eq!(kept(&times, "within = '1h'"), ["2026-01-08T00:00:00Z: within 1h"]);
+    assert_eq!(kept(&times[1..], "within = '1h'"), ["2026-01-08T00:00:00Z: within 1h"]);
     assert_eq!(kept(&times, "within = '169h'").len(), 3);
+}
+
+/// Backups had failed for two weeks, or the clock was ahead for one of them.
+#[test]
+fn one_set_after_a_pause_does_not_make_all_others_old() {
+    let mut times = vec!["2026-10-01T00:00:00Z"];
+    times.extend(["2026-11-01T00:00:00Z", "2026-11-02T00:00:00Z", "2026-11-03T00:00:00Z"]);
+    times.push("2026-11-20T00:00:00Z");
+    assert_eq!(
+        kept(&times, "within = '7d'"),
+        [
+            "2026-11-01T00:00:00Z: within 7d before a pause",
+            "2026-11-02T00:00:00Z: within 7d before a pause",
+            "2026-11-03T00:00:00Z: within 7d before a pause",
+            "2026-11-20T00:00:00Z: within 7d",
+        ]
+    );
+    times.push("2026-11-21T00:00:00Z");
+    assert_eq!(kept(&times, "within = '7d'").len(), 5);
+    // There are as many again.
+    times.push("2026-11-22T00:00:00Z");
+    assert_eq!(kept(&times, "within = '7d'").len(), 3);
+    // Where each set is that far from the next, that is no pause.
+    assert_eq!(kept(&times, "within = '12h'"), ["2026-11-22T00:00:00Z: within 12h"]);
 }
 
 #[test]
@@ -183,6 +207,20 @@ fn the_newest_is_none_that_is_dated_later_than_now() {
     for id in ["", "latest", "20261399T000000Z-aaaa", "2027-06-01"] {
         assert!(!is_ahead(id, now), "{id}");
     }
+}
+
+/// On a new host whose clock is behind, every good set may be.
+#[test]
+fn what_is_passed_over_as_the_latest_is_said() {
+    let now: Timestamp = "2026-11-22T12:00:00Z".parse().unwrap();
+    let ids = ["20261121T000000Z-aaaa", "20261123T000000Z-bbbb", "20261124T000000Z-cccc"];
+    let ids = ids.map(str::to_owned);
+    let said = passed_over(&ids, &ids[0], "--repository offsite", now).unwrap();
+    for words in [ids[1].as_str(), &ids[2], "`date -u`", "--repository offsite"] {
+        assert!(said.contains(words), "{said}");
+    }
+    assert_eq!(passed_over(&ids[..1], &ids[0], "--local", now), None);
+    assert_eq!(passed_over(&ids, &ids[2], "--local", now), None, "there was no other");
 }
 
 #[test]
@@ -244,9 +282,22 @@ fn naive(all: &[Candidate], at: usize, policy: &Policy, now: Timestamp, zone: &T
         return true;
     }
     let newest = past.iter().map(|set| set.time).max().unwrap();
-    if policy.within.as_ref().is_some_and(|w| newest.duration_since(me.time).as_secs() < w.seconds)
-    {
-        return true;
+    if let Some(within) = &policy.within {
+        let apart = |newer: Timestamp, older: Timestamp| newer.duration_since(older).as_secs();
+        let reaches = |newest, set: &Candidate| apart(newest, set.time) < within.seconds;
+        if reaches(newest, me) {
+            return true;
+        }
+        // Those before a pause stay until there are as many after it.
+        let (young, old): (Vec<&Candidate>, Vec<&Candidate>) =
+            past.iter().copied().partition(|set| reaches(newest, set));
+        let since = young.iter().map(|set| set.time).min().unwrap();
+        let until = old.iter().map(|set| set.time).max().unwrap();
+        let before = old.iter().filter(|set| reaches(until, set)).count();
+        let is_paused = apart(since, until) >= within.seconds && before > young.len();
+        if !me.is_left && is_paused && reaches(until, me) {
+            return true;
+        }
     }
     policy.periods().iter().any(|(period, count)| {
         let mine = period.of(me.time, zone);

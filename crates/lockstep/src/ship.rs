@@ -196,7 +196,7 @@ fn ship(
     let _lock = at_work::lock(cx, name, "ship")?;
     // Nobody would look for the set in another one that happens to be in its place.
     let repository = repository::open_known(cx, name)?;
-    let there = repository.read_if_there(manifest.set.as_str())?;
+    let there = find_there(&repository, manifest, beside)?;
     if let Some(there) = &there
         && extent == Extent::Increment
     {
@@ -218,7 +218,7 @@ fn ship(
     beside.look_back(cx, &repository);
     steps::reached("ship.leased")?;
     // While this host waited for the lease, its holder may have removed the set.
-    let there = repository.read_if_there(manifest.set.as_str())?;
+    let there = find_there(&repository, manifest, beside)?;
     beside.was_there = there.is_some();
     let doubt = Cell::new(false);
     let shipping = Shipping {
@@ -253,6 +253,22 @@ fn ship(
     // One of the sets that were lost may be the one that was shipped.
     beside.look_back(cx, &repository);
     Ok((shipped, false))
+}
+
+/// Returns the set there. One of another host may have got the same id.
+fn find_there(
+    repository: &Repository,
+    manifest: &Manifest,
+    beside: &mut Beside,
+) -> Result<Option<Shipped>> {
+    let there = repository.read_if_there(manifest.set.as_str())?;
+    if let Some(there) = &there
+        && let Err(another) = full::assert_same_set(there, manifest, &repository.name)
+    {
+        beside.is_of_the_set = true;
+        return Err(another);
+    }
+    Ok(there)
 }
 
 /// Removes what is known of the pages, deltas and sets of repositories that nothing is shipped to any more. It is

@@ -50,7 +50,9 @@ pub fn take(cx: &Context) -> Result<Survey> {
     let is_seen = postmaster.is_some();
     let (server, mut client) = ask_server(cx, &control, is_seen)?;
     let primary = match (&server, client.as_mut()) {
-        (Ok(server), Some(client)) if server.in_recovery => ask_primary(cx, client, server)?,
+        (Ok(server), Some(client)) if server.in_recovery => {
+            ask_primary(cx, &control, client, server)?
+        }
         (Ok(server), Some(_)) => beside(cx, server),
         _ => None,
     };
@@ -261,6 +263,7 @@ fn another(cx: &Context, control: &ControlFile) -> Option<String> {
 /// another one keeps streaming when their primary is dead.
 fn ask_primary(
     cx: &Context,
+    control: &ControlFile,
     standby: &mut Client,
     server: &ServerFacts,
 ) -> Result<Option<PrimarySeen>> {
@@ -274,6 +277,16 @@ fn ask_primary(
         Ok(None) => return Ok(Some(PrimarySeen::InRecovery)),
         Err(error) => return Ok(Some(PrimarySeen::Unreachable(error.chain()))),
     };
+    let (theirs, own) = match session::timeline(&mut primary) {
+        Ok(theirs) => (theirs, control.newest_timeline()),
+        Err(error) => return Ok(Some(PrimarySeen::Unreachable(error.chain()))),
+    };
+    // A former primary that came back by itself: who has all that it wrote isn't current by that.
+    if theirs < own {
+        return Ok(Some(PrimarySeen::Unreachable(format!(
+            "it is on timeline {theirs}, and the standby on {own}: a failover has left it behind"
+        ))));
+    }
     let deadline = Instant::now() + REPLAY_PATIENCE;
     loop {
         let replayed = session::replayed(standby)?.0.unwrap_or(Lsn::INVALID);

@@ -207,7 +207,10 @@ impl Error {
                 "wait until it is done; the lease of a host that died expires by itself"
             }
             Error::LeaseLost { .. } => "was this host paused for long, or is its clock wrong?",
-            Error::Spool { .. } => "is there room in the folder for temporary files (TMPDIR)?",
+            // An index is written to a temporary file first.
+            Error::Spool { .. } | Error::Index { .. } => {
+                "is there room in the folder for temporary files (TMPDIR)?"
+            }
             Error::TooLarge { .. } => {
                 "it names each segment of the set's own WAL, and each file whose content is left out: take a set with less of them (after a checkpoint; with larger WAL segments; with fewer unlogged tables in a dataset)"
             }

@@ -126,12 +126,17 @@ impl Attempt<'_> {
         Ok(())
     }
 
+    /// Connects to the primary of this very cluster. After a pg_upgrade another one may answer at its address: what that
+    /// one has archived proves nothing, although its segments have the same names.
     fn primary(&self) -> Result<Client> {
-        match connection::connect_primary(self.cx.cluster) {
-            None => Err(Error::failed("no \"primary\" is configured")),
-            Some(Err(no_server)) => Err(Error::failed(format!("primary: {}", no_server.words()))),
-            Some(Ok(client)) => Ok(client),
-        }
+        let failed = |why: String| Error::failed(format!("primary: {why}"));
+        let mut client = match connection::connect_primary(self.cx.cluster) {
+            None => return Err(Error::failed("no \"primary\" is configured")),
+            Some(connected) => connected.map_err(|no_server| failed(no_server.words()))?,
+        };
+        session::flushed(&mut client, self.control().system_identifier)
+            .map_err(|error| failed(error.chain()))?;
+        Ok(client)
     }
 
     /// Copies segments that this host no longer has from the primary, and notes those that are at least in its

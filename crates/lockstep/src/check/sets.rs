@@ -306,13 +306,13 @@ fn of_sets(
         (newest, Some((id, _)))
             if newest.is_none_or(|newest| newest.manifest.set.as_str() < id.as_str()) => {}
         (Some(set), _) => {
-            all.push(newest_there(subject, set, max_age, now));
+            all.push(newest_there(&opened.name, subject, set, max_age, now));
             all.extend(whole(cx, opened, subject, set));
             all.extend(damaged_below(set, &ours).into_iter().map(|(id, pages)| {
                 let what = format!(
                     "set {id} has {pages} damaged pages, and its newest set is based on it"
                 );
-                wrong(subject, what, below_hint())
+                wrong(subject, what, below_hint(&opened.name, &id))
             }));
         }
         (None, _) if others.is_empty() => {
@@ -439,10 +439,16 @@ impl ThisHost<'_> {
     }
 }
 
-fn below_hint() -> String {
+/// The command that names a set's damaged pages.
+fn show(repository: &str, id: &str) -> String {
+    format!("`{} show {id} --from repository:{repository}`", lockstep())
+}
+
+fn below_hint(repository: &str, id: &str) -> String {
     format!(
-        "unless they were rewritten since, they are in every later set too: `{0} show` and pg_checksums name them; restore the table from an older set; `{0} backup --no-ship` and `{0} ship --full` then look at every page again",
-        lockstep()
+        "unless they were rewritten since, they are in every later set too: {1} and pg_checksums name them; restore the table from an older set; `{0} backup --no-ship` and `{0} ship --full` then look at every page again",
+        lockstep(),
+        show(repository, id)
     )
 }
 
@@ -473,7 +479,13 @@ pub(super) fn damaged_below(newest: &Shipped, sets: &[Shipped]) -> BTreeMap<Stri
 /// How somebody is rid of a snapshot that no state_dir has a set for.
 const BY_HAND: &str = "zfs release lockstep SNAPSHOT, zfs destroy SNAPSHOT";
 
-fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp) -> Finding {
+fn newest_there(
+    repository: &str,
+    subject: &str,
+    set: &Shipped,
+    max_age: u32,
+    now: jiff::Timestamp,
+) -> Finding {
     let id = &set.manifest.set;
     if let Some(old) = too_old(&set.manifest, max_age, now) {
         let hint = match old.is_set && !set.manifest.postgres.standby {
@@ -486,8 +498,8 @@ fn newest_there(subject: &str, set: &Shipped, max_age: u32, now: jiff::Timestamp
             subject,
             format!("set {id} has {} damaged pages", set.bad_pages()),
             format!(
-                "`{} show` and pg_checksums name them: restore the table from an older set",
-                lockstep()
+                "{} and pg_checksums name them: restore the table from an older set",
+                show(repository, id.as_str())
             ),
         )
     } else {

@@ -9,6 +9,7 @@ use super::{Done, backup, ship};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::first_wal;
+use crate::names::SetId;
 use crate::plan::strategy::Strategy;
 use crate::repository;
 use crate::repository::{Shipped, ShippedVolume, files};
@@ -84,12 +85,14 @@ impl List {
             }
             Origin::Repository(name) => {
                 let repository = repository::open_meant(cx, name.as_deref())?;
-                let (sets, damaged) = repository.sets()?;
+                let (sets, mut damaged) = repository.sets()?;
+                let harmed = not_whole(cx, &repository);
                 let mut listed = Vec::new();
                 for set in &sets {
                     let (manifest, stored) = (&set.manifest, Some(set));
                     let own_bytes = set.volumes.iter().map(|volume| volume.stored_bytes).sum();
-                    let (elsewhere, is_whole) = (None, true);
+                    let is_whole = harmed.iter().all(|(id, _)| id != manifest.set.as_str());
+                    let elsewhere = None;
                     listed.push(Listed { manifest, stored, elsewhere, is_whole, own_bytes });
                 }
                 if sets.is_empty()
@@ -98,10 +101,25 @@ impl List {
                 {
                     tell!("hint: it has no set of cluster \"{}\"; {hint}", cx.name);
                 }
+                damaged.extend(harmed);
                 list(&listed, damaged, as_json)
             }
         }
     }
+}
+
+/// Returns the sets that aren't whole in a repository. They are looked for only if some weren't the last time: then a
+/// shipment, or `check`, noted that.
+fn not_whole(cx: &Context, repository: &repository::Repository) -> Vec<(String, Error)> {
+    let harmed = repository::harm::look(cx, repository, false).unwrap_or_else(|error| {
+        tracing::warn!(error = %error.chain(), "some sets weren't whole there, and whether they are now can't be told");
+        Vec::new()
+    });
+    let error = |set: &str, why: &str| {
+        let what = format!("set {set} isn't whole in repository {}: {why}", repository.name);
+        Error::failed(what).with_hint(repository::harm::hint(&repository.name))
+    };
+    harmed.into_iter().map(|harm| (harm.set.clone(), error(&harm.set, &harm.why))).collect()
 }
 
 impl Listed<'_> {
@@ -262,7 +280,7 @@ impl Show {
             }
         };
         let manifest = match &there {
-            None => cx.state.find(&self.set)?,
+            None => cx.find(&self.set)?,
             Some((_, shipped)) => shipped.manifest.clone(),
         };
         let elsewhere = match &there {
@@ -276,7 +294,11 @@ impl Show {
                 incomplete.extend(damaged.map(|error| (manifest.set.clone(), error)));
                 incomplete
             }
-            Some(_) => Vec::new(),
+            Some((repository, _)) => {
+                let mut harmed = not_whole(cx, repository);
+                harmed.retain(|(id, _)| id == manifest.set.as_str());
+                harmed.into_iter().map(|(_, error)| (manifest.set.clone(), error)).collect()
+            }
         };
         let done = if incomplete.is_empty() { Done::Well } else { Done::WithProblems };
         for (_, error) in &incomplete {
@@ -311,7 +333,7 @@ impl Show {
         certificate(&manifest, &label, &beside);
         if let Some(elsewhere) = elsewhere.filter(|_| !cx.cluster.repositories.is_empty()) {
             say!("\nin repositories, as far as this host knows");
-            show_repositories(&cx.cluster.repositories, &elsewhere);
+            show_repositories(&manifest.set, &cx.cluster.repositories, &elsewhere);
         }
         if let Some((repository, shipped)) = &there {
             say!("\nin repository {} since {}", repository.name, shipped.shipped_at);
@@ -319,15 +341,17 @@ impl Show {
                 let how = ship::raw_in_words(volume).unwrap_or_else(|| "block by block".into());
                 say!("  {}: {how}", volume.dataset);
             }
+            ship::say_damaged_pages(&shipped.volumes);
         }
         Ok(done)
     }
 }
 
-/// Shows the configured repositories first, including those that don't have the set.
-fn show_repositories(configured: &[String], known: &[InRepository]) {
+/// Shows the configured repositories first, including those that don't have the set. Without its name `ship` would ship
+/// the newest one.
+fn show_repositories(set: &SetId, configured: &[String], known: &[InRepository]) {
     for name in configured.iter().filter(|name| known.iter().all(|k| k.repository != **name)) {
-        say!("  {name}: no; `{} ship` brings it there", lockstep());
+        say!("  {name}: no; `{} ship {set} --repository {name}` brings it there", lockstep());
     }
     for InRepository { repository, shipped_at, .. } in known {
         match shipped_at {

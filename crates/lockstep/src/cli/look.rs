@@ -61,7 +61,7 @@ enum Found {
 
 impl PlaceArgument {
     fn find(&self, cx: &Context, set: &str) -> Result<Found> {
-        let here = || cx.state.find(set).map(|manifest| Found::Here(Box::new(manifest)));
+        let here = || cx.find(set).map(|manifest| Found::Here(Box::new(manifest)));
         let name = match &self.from {
             Some(Origin::Snapshots) => return here(),
             None if cx.cluster.repositories.is_empty() || is_here(cx, set)? => return here(),

@@ -334,6 +334,12 @@ impl Restore {
             Origin::Repository(name) => name.clone(),
         };
         if form == As::Files {
+            if let Some(dataset) = &self.dataset {
+                return Err(Error::usage(
+                    format!("--as files makes no datasets, and --dataset names \"{dataset}\""),
+                    "for files on a dataset that is there, leave out --dataset and name a folder on it with --to; for new datasets write --as zfs",
+                ));
+            }
             return Ok(What::Files { repository, delta: self.delta, only });
         }
         let parent = self.dataset.clone().ok_or_else(|| {
@@ -531,5 +537,30 @@ fn start_command(cx: &Context, restored: &Restored, options: &[&str]) -> String 
     match cx.os_user() {
         Ok(Some(_)) => format!("runuser -u {} -- {start}", quote(&cx.cluster.os_user)),
         _ => start,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        restore: Restore,
+    }
+
+    #[test]
+    fn a_dataset_is_for_what_becomes_datasets() {
+        let what = |form: &[&str]| {
+            let words = "restore latest --to /r --from repository --dataset tank/x".split(' ');
+            Line::parse_from(words.chain(form.iter().copied())).restore.what()
+        };
+        assert!(matches!(what(&[]), Ok(What::Datasets { .. })));
+        assert!(matches!(what(&["--as", "zfs"]), Ok(What::Datasets { .. })));
+        let refused = what(&["--as", "files"]).unwrap_err();
+        assert!(refused.exit_code() == 2 && refused.to_string().contains("tank/x"), "{refused}");
     }
 }

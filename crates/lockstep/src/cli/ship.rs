@@ -51,7 +51,7 @@ impl Ship {
         let manifest = match &self.set {
             // Also a set of a timeline that was left: the outcome for the repository reports that.
             None => cx.state.newest()?,
-            Some(set) => cx.state.find(set)?,
+            Some(set) => cx.find(set)?,
         };
         crate::restore::unfinished::remove(cx)?;
         let extent = if self.full { Extent::Full } else { Extent::Increment };
@@ -319,7 +319,12 @@ fn shipped_as_text(repository: &str, shipped: &Shipped, already: bool) {
             say!("             {}: {words}", volume.dataset);
         }
     }
-    for volume in shipped.volumes.iter().filter(|volume| volume.pages.bad > 0) {
+    say_damaged_pages(&shipped.volumes);
+}
+
+/// Names the pages with wrong checksums.
+pub(super) fn say_damaged_pages(volumes: &[ShippedVolume]) {
+    for volume in volumes.iter().filter(|volume| volume.pages.bad > 0) {
         say!("  DAMAGED PAGES in {}: {}", volume.dataset, volume.pages.bad);
         for (path, block) in &volume.pages.bad_pages {
             say!("             {path} block {block}");

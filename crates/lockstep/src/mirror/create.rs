@@ -93,8 +93,11 @@ pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
             "full_page_writes is off on the primary: strategy label can't be used on this mirror"
         );
     }
+    // Until it is about to be made, another host's mirror may get a slot of that name: what undoes this one, perhaps days
+    // after it was killed, must not drop that.
+    let slot = std::mem::take(&mut record.slot);
     home.write(&record)?;
-    let made = make(home, &mut record, &mut primary, &facts);
+    let made = make(home, &mut record, &slot, &mut primary, &facts);
     if let Err(error) = made {
         drop(primary);
         if let Err(left) = destroy::take_away(home, &record, |_| Ok(())) {
@@ -105,18 +108,27 @@ pub fn run(home: &Home, wanted: &Create) -> Result<Record> {
     Ok(record)
 }
 
-fn make(home: &Home, record: &mut Record, primary: &mut Primary, facts: &Facts) -> Result<()> {
+fn make(
+    home: &Home,
+    record: &mut Record,
+    slot: &str,
+    primary: &mut Primary,
+    facts: &Facts,
+) -> Result<()> {
     steps::reached("mirror.recorded")?;
     make_datasets(home, record)?;
     // Otherwise the base backup would go to the file system below.
     record.check_mounted(&home.zfs)?;
     record.write_passfile()?;
     steps::reached("mirror.datasets")?;
-    if !primary.make_new_slot(&record.slot)? {
+    let named = Record { slot: slot.to_owned(), ..record.clone() };
+    home.write(&named)?;
+    *record = named;
+    if !primary.make_new_slot(slot)? {
         // Another host's mirror was faster since the check. The slot is its own, and what is undone must not drop it.
-        let slot = std::mem::take(&mut record.slot);
+        record.slot.clear();
         home.write(record)?;
-        return refuse_slot(&slot);
+        return refuse_slot(slot);
     }
     steps::reached("mirror.slot")?;
     fill::base_backup(home, record, facts)?;

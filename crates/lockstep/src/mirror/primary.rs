@@ -287,6 +287,18 @@ impl Primary {
         }
     }
 
+    /// Whether it is in recovery, and so no primary.
+    ///
+    /// # Errors
+    /// When the statement fails.
+    pub(super) fn is_in_recovery(&mut self) -> Result<bool> {
+        let row = self
+            .client
+            .query_one("SELECT pg_is_in_recovery()", &[])
+            .map_err(|e| Error::sql("cannot ask the primary whether it is one", e))?;
+        column(&row, 0)
+    }
+
     /// Returns the position of its WAL, and the timeline.
     ///
     /// # Errors

@@ -127,7 +127,8 @@ pub struct Record {
     pub primary: String,
     /// The file with the password, read at create, start and recreate.
     pub password_file: Option<PathBuf>,
-    /// The physical slot on the primary; empty if `create` found somebody else's of that name.
+    /// The physical slot on the primary; empty until `create` is about to make it, and if it found somebody else's of
+    /// that name.
     pub slot: String,
     /// The primary's system identifier, as text because it doesn't fit a JSON number.
     pub system_identifier: String,

@@ -188,8 +188,11 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
 
 /// Refuses a mirror that was promoted: its server is, or was, a primary.
 fn refuse_promoted(record: &Record) -> Result<()> {
-    // Half of its data is the primary's by then, with the primary's pg_control.
-    if record.phase == Phase::Recreating || record.data().join("standby.signal").exists() {
+    let was_cut_off = record.phase == Phase::Recreating;
+    // Half of its data is the primary's by then, with the primary's pg_control. But its server is started last, and goes
+    // on if the command is interrupted while it waits for that.
+    let is_half = was_cut_off && !serve::is_running(record)?;
+    if is_half || record.data().join("standby.signal").exists() {
         return Ok(());
     }
     let Ok(control) = instance::read_control(&record.data()) else { return Ok(()) };
@@ -197,8 +200,20 @@ fn refuse_promoted(record: &Record) -> Result<()> {
         return Ok(());
     }
     let name = &record.name;
+    let what =
+        format!("mirror \"{name}\" was promoted: what was written to it since is nowhere else");
+    if was_cut_off {
+        // Until a recreate has ended, no set is taken.
+        return refuse(
+            what,
+            format!(
+                "an interrupted `mirror recreate` had left its server running. If somebody may need what was written, leave it running and copy that out first (pg_dump); then `{} mirror recreate {name} --discard-writes` makes it a standby again",
+                program()
+            ),
+        );
+    }
     refuse(
-        format!("mirror \"{name}\" was promoted: what was written to it since is nowhere else"),
+        what,
         format!(
             "if somebody may need that, take a set of it first, which stays: {0} backup; then `{1} mirror recreate {name} --discard-writes` makes it a standby again. While that set is there, it is the latest, and later ones count as left behind: get what you need out of it, and remove it with {0} prune --local --set ID",
             lockstep_of(name.as_str()),

@@ -29,7 +29,7 @@ pub struct Status {
     pub seen: Seen,
     /// The conclusion.
     pub verdict: Verdict,
-    /// Bytes of WAL that the primary has written and the mirror hasn't replayed.
+    /// Bytes of WAL that the primary has written and the mirror hasn't replayed; unknown if it is itself in recovery.
     pub lag_bytes: Option<u64>,
     /// 0 where it has replayed everything; otherwise how old the last replayed commit is.
     pub lag_seconds: Option<f64>,
@@ -84,7 +84,8 @@ fn look_at(home: &Home, record: Record) -> Result<Status> {
         own,
         primary: ask_primary(&record),
     };
-    let current = seen.primary.as_ref().ok().map(|theirs| theirs.current.as_str());
+    let primary = seen.primary.as_ref().ok().filter(|theirs| !theirs.in_recovery);
+    let current = primary.map(|theirs| theirs.current.as_str());
     let own = seen.own.as_ref().ok();
     let replayed = own.and_then(|own| own.replayed.as_deref());
     let lag = current.zip(replayed).and_then(|(current, replayed)| lag_bytes(current, replayed));
@@ -144,7 +145,8 @@ fn ask_primary(record: &Record) -> Result<Theirs, String> {
         let mut primary = Primary::connect(&conninfo, record.password_file.as_deref())?;
         primary.check_is(&record.system_identifier)?;
         let (current, _) = primary.position()?;
-        Ok(Theirs { current, slot: primary.slot(&record.slot)? })
+        let in_recovery = primary.is_in_recovery()?;
+        Ok(Theirs { current, in_recovery, slot: primary.slot(&record.slot)? })
     };
     asked().map_err(|error: crate::error::Error| error.chain())
 }

@@ -55,6 +55,8 @@ pub struct Own {
 pub struct Theirs {
     /// The position of its WAL.
     pub current: String,
+    /// It is itself a standby.
+    pub in_recovery: bool,
     /// The mirror's slot.
     pub slot: Option<Slot>,
 }
@@ -99,6 +101,8 @@ pub enum Verdict {
     Paused,
     /// Nothing streams to it.
     NotStreaming(String),
+    /// It streams from a server that is itself in recovery: nobody knows whether that one follows anybody.
+    PrimaryInRecovery,
     /// It follows as far as it can tell, but the primary couldn't be asked.
     PrimaryUnreachable(String),
 }
@@ -130,6 +134,9 @@ impl Verdict {
             Self::Paused => "replay is paused".into(),
             Self::NotStreaming(why) if why.is_empty() => "nothing streams to it".into(),
             Self::NotStreaming(why) => format!("nothing streams to it: {why}"),
+            Self::PrimaryInRecovery => {
+                "the server that it streams from is itself in recovery, and no primary".into()
+            }
             Self::PrimaryUnreachable(why) => format!("the primary can't be asked: {why}"),
         }
     }
@@ -178,6 +185,9 @@ impl Verdict {
             Self::Paused => "SELECT pg_wal_replay_resume() on the mirror".into(),
             Self::NotStreaming(_) => format!(
                 "check the primary, its pg_hba.conf and the network; the mirror continues by itself when they work again. Was the password changed? Write it to the mirror's password file, and {lockstep} mirror start {name} hands it to the server"
+            ),
+            Self::PrimaryInRecovery => format!(
+                "whether that one follows anybody can't be seen from here: after a failover, name the server that is the primary now: {lockstep} mirror recreate {name} --from 'host=… user=…'"
             ),
             Self::PrimaryUnreachable(_) => format!(
                 "check that the primary runs, and that it lets this host in; the mirror continues by itself. If another server has taken its place for good: {lockstep} mirror recreate {name} --from 'host=… user=…'"
@@ -270,6 +280,8 @@ pub fn judge(seen: &Seen) -> Verdict {
     }
     match &seen.primary {
         Err(why) => Verdict::PrimaryUnreachable(why.clone()),
+        // It streams, and has what that one has, even if that one gets nothing any more.
+        Ok(theirs) if streams && theirs.in_recovery => Verdict::PrimaryInRecovery,
         Ok(_) if streams => Verdict::Follows,
         Ok(_) if seen.is_fed => Verdict::NotStreaming(
             "meanwhile its restore_command fetches WAL, and it catches up".into(),
@@ -387,7 +399,11 @@ mod tests {
                 "x [7] LOG:  started streaming WAL from primary at 0/3000000 on timeline 1".into(),
             ],
             own: Ok(Own { in_recovery: true, streams: true, ..Own::default() }),
-            primary: Ok(Theirs { current: "0/3000100".into(), slot: Some(slot("reserved")) }),
+            primary: Ok(Theirs {
+                current: "0/3000100".into(),
+                in_recovery: false,
+                slot: Some(slot("reserved")),
+            }),
         }
     }
 
@@ -502,6 +518,11 @@ mod tests {
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
         let hint = unreachable.hint("m", |_| true).unwrap();
         assert!(hint.contains("mirror recreate m --from"), "{hint}");
+        let standby = with(|seen| seen.primary.as_mut().unwrap().in_recovery = true);
+        assert_eq!(standby, Verdict::PrimaryInRecovery);
+        assert!(!standby.is_well() && standby.hint("m", |_| true).unwrap().contains("--from"));
+        let json = serde_json::json!({ "state": "primary-in-recovery" });
+        assert_eq!(serde_json::to_value(&standby).unwrap(), json);
         let starting =
             "could not connect to the primary server: FATAL:  the database system is starting up";
         let not_yet = with(|seen| quiet(seen, &format!("FATAL:  {starting}")));

@@ -98,6 +98,11 @@ fn options(conninfo: &Conninfo) -> Result<postgres::Config, postgres::Error> {
     if let Some(count) = conninfo.get("keepalives_count").filter(|count| *count != "0") {
         known = known.with("keepalives_retries", count);
     }
+    // To libpq it is in milliseconds, to the driver in seconds.
+    let timeout = conninfo.get("tcp_user_timeout").and_then(|text| text.parse::<u64>().ok());
+    if let Some(timeout) = timeout {
+        known = known.with("tcp_user_timeout", &timeout.div_ceil(1000).to_string());
+    }
     if conninfo.get("target_session_attrs") == Some("primary") {
         known = known.with("target_session_attrs", "read-write");
     }
@@ -429,6 +434,10 @@ mod tests {
         assert_eq!(of("hostaddr=::1").get_hosts(), host("::1"));
         let both = of("host=a hostaddr=::1");
         assert_eq!((both.get_hosts(), both.get_hostaddrs().len()), (&*host("a"), 1));
+        let patience = |text: &str| of(text).get_tcp_user_timeout().copied();
+        assert_eq!(patience("host=a tcp_user_timeout=30000"), Some(Duration::from_secs(30)));
+        assert_eq!(patience("host=a tcp_user_timeout=1"), Some(Duration::from_secs(1)));
+        assert_eq!(patience("host=a tcp_user_timeout=0"), None);
         let none = of("host=a connect_timeout=0 keepalives_count=0");
         assert_eq!((none.get_connect_timeout(), none.get_keepalives_retries()), (None, None));
         for (text, attributes) in [

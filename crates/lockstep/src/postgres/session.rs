@@ -5,7 +5,7 @@
 //! nothing has to be undone here after an error; it is enough to drop the connections.
 
 use pgfiles::backup_label::BackupLabel;
-use pgfiles::lsn::{Lsn, SystemIdentifier};
+use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
 use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
@@ -215,6 +215,22 @@ pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<
         )));
     }
     column::<Option<&str>>(&row, 0)?.map(lsn).transpose()
+}
+
+/// The timeline on which a primary writes.
+///
+/// # Errors
+/// The server's reason.
+pub fn timeline(client: &mut Client) -> Result<TimelineId> {
+    // pg_control has it only once the first checkpoint after a promotion is done.
+    let row = client
+        .query_one("SELECT pg_walfile_name(pg_current_wal_flush_lsn())", &[])
+        .map_err(|e| Error::sql("cannot ask the primary for its timeline", e))?;
+    let name: &str = column(&row, 0)?;
+    let number = name.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
+    number.and_then(TimelineId::new).ok_or_else(|| {
+        Error::failed(format!("the server returned a strange name of a WAL segment {name:?}"))
+    })
 }
 
 /// Asks a standby how it follows.

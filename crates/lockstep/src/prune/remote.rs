@@ -377,7 +377,7 @@ impl<R: Rules> Work<'_, R> {
             // What became unneeded since the run began was needed then; its locks aren't extended.
             locks::prolong(self.repository, plan, there, self.by_now(), &still, done)?;
         }
-        tidied.map(drop).map_err(|error| match error.lacks_room() {
+        tidied.map(drop).map_err(|error| match error.lacks_room_in_store() {
             true => self.without_room(error),
             false => error,
         })

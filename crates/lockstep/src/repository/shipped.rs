@@ -284,12 +284,23 @@ impl Repository {
 
     /// Returns the newest set of this host's cluster, or with `branches` the newest that isn't left behind. A newer
     /// set that can't be read isn't skipped, because it may be the one. With `branches`, neither is an older one,
-    /// because it may tell which one it is.
+    /// because it may tell which one it is. It warns of those that are passed over because they are dated in the
+    /// future: on a host whose clock is behind, these may be all that matter.
     ///
     /// # Errors
     /// [`Error::Usage`] when there is none, or it isn't clear whose is meant; when the store fails, or there is such
     /// an unreadable set.
     pub fn newest_of(&self, cx: &Context, branches: Option<&Branches>) -> Result<Shipped> {
+        let newest = self.find_newest_of(cx, branches)?;
+        let (ids, chosen) = (self.ids()?, newest.manifest.set.as_str());
+        let place = format!("--repository {}", self.name);
+        if let Some(said) = retention::passed_over(&ids, chosen, &place, jiff::Timestamp::now()) {
+            tracing::warn!("{said}");
+        }
+        Ok(newest)
+    }
+
+    fn find_newest_of(&self, cx: &Context, branches: Option<&Branches>) -> Result<Shipped> {
         let identity = kin::Identity::here(cx)?;
         if let Some(newest) = self.newest_if_of(&identity)
             && branches.is_none_or(|branches| {

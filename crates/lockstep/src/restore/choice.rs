@@ -16,6 +16,7 @@ use crate::refusal::Refusal;
 use crate::repository::{self, Repository, Shipped};
 use crate::set::branches::{Branches, Member};
 use crate::set::manifest::Manifest;
+use crate::set::state;
 use crate::set::verify;
 
 /// Chooses a set on this host. If none is named, a set with a missing snapshot is skipped.
@@ -24,8 +25,10 @@ use crate::set::verify;
 /// [`Error::Usage`] if there is none, or it has to be named; an error when a set can't be read.
 pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Result<Manifest> {
     match by_name(named, recovery)? {
-        Some("latest") if asks_for_a_number(recovery) => return cx.state.newest(),
-        Some(named) => return cx.state.find(named),
+        Some("latest") if asks_for_a_number(recovery) => {
+            return cx.state.newest_of(&cx.identifiers());
+        }
+        Some(named) => return cx.find(named),
         None => {}
     }
     let (mut sets, damaged) = cx.state.sets()?;
@@ -33,7 +36,16 @@ pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Re
     let read = |set: &Manifest, name: &str| cx.state.read_set_file(set, name);
     let timelines = Timelines::new(recovery, ask(cx, recovery), Box::new(read));
     let mut choice = Choice { recovery, timelines, left: None };
-    let found = choice.among(sets, |set| set, |set| is_whole(cx, set))?;
+    let identifiers = cx.identifiers();
+    let (own, others) = state::of_cluster(sets, &identifiers);
+    let mut found = choice.among(own, |set| set, |set| is_whole(cx, set))?;
+    // The target may be of before pg_upgrade.
+    if found.is_none() {
+        found = choice.among(others, |set| set, |set| is_whole(cx, set))?;
+    }
+    if let Some(found) = found.as_ref().filter(|_| !identifiers.is_empty()) {
+        state::tell_another(found, &identifiers);
+    }
     for (id, error) in damaged {
         if found.as_ref().is_none_or(|found| found.set < id) {
             passed_over(id.as_str(), &error);
@@ -173,7 +185,7 @@ struct Choice<'a> {
     recovery: &'a Recovery,
     timelines: Timelines<'a>,
     /// The first set that was skipped for its timeline.
-    left: Option<Left>,
+    left: Option<(Left, Member)>,
 }
 
 impl Choice<'_> {
@@ -193,11 +205,14 @@ impl Choice<'_> {
         for at in 0..fitting.len() {
             let set = manifest(&fitting[at]);
             match self.timelines.way(set)? {
-                Way::Leads if is_whole(set)? => return Ok(Some(fitting.swap_remove(at))),
+                Way::Leads if is_whole(set)? => {
+                    self.check_cluster(set)?;
+                    return Ok(Some(fitting.swap_remove(at)));
+                }
                 Way::Leads => {}
                 Way::Left(left) => {
                     tracing::info!("passed over: {left}");
-                    self.left.get_or_insert(left);
+                    self.left.get_or_insert_with(|| (left, set.into()));
                 }
                 Way::Unknown(missing) => {
                     let fitting: Vec<_> = fitting[at..].iter().map(&manifest).collect();
@@ -208,6 +223,26 @@ impl Choice<'_> {
         Ok(None)
     }
 
+    /// Checks that no newer set of another cluster was skipped for its timeline. A history doesn't say whose it is, and
+    /// an archive keeps those of before pg_upgrade, or of before an initdb, where the new cluster begins at timeline 1
+    /// again: by them its sets are of a timeline that was left, and only the earlier cluster's lead on. Recovery from
+    /// those never comes to the target, or to the same LSN in the earlier cluster's WAL.
+    fn check_cluster(&self, found: &Manifest) -> Result<()> {
+        let own = found.postgres.system_identifier;
+        let another = |(_, newer): &&(Left, Member)| newer.system_identifier != own;
+        let Some((left, newer)) = self.left.as_ref().filter(another) else { return Ok(()) };
+        Err(Error::usage(
+            format!(
+                "{left}; the newest set on the way, {}, is of an earlier cluster: its system identifier is {own}, that of set {} is {}",
+                found.set, newer.set, newer.system_identifier
+            ),
+            format!(
+                "does restore_command find histories (NNNNNNNN.history) of the earlier cluster's timelines? Move them out of the archive, to where its own segments are; or name set {} and its timeline: --target-timeline {}. If recovery is to begin with the earlier cluster: name set {}",
+                newer.set, newer.timeline, found.set
+            ),
+        ))
+    }
+
     fn none(&self, whose: &str, place: &str) -> Error {
         let timeline = self.recovery.asked_timeline();
         let timeline = timeline.map_or_else(String::new, |it| format!(" on timeline {it}"));
@@ -215,7 +250,7 @@ impl Choice<'_> {
             "`{} list` shows the sets, with --from repository those of a repository; recovery only goes forward, so the set has to be older than the target",
             lockstep()
         );
-        if let Some(left) = &self.left {
+        if let Some((left, _)) = &self.left {
             hint.push_str(&format!("; {left}: give the timeline to follow with --target-timeline"));
         }
         let target = &self.recovery.target;
@@ -241,4 +276,53 @@ fn is_whole(cx: &Context, set: &Manifest) -> Result<bool> {
 
 fn passed_over(id: &str, error: &Error) {
     tracing::warn!(set = %id, error = %error.chain(), "a set that can't be restored is passed over");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::set::manifest::tests::manifest;
+    use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
+
+    /// A set that is consistent at 0/`end`000000.
+    fn set(second: u32, cluster: u64, timeline: u32, end: u64) -> Manifest {
+        let mut set = manifest(&format!("20261123T1945{second:02}Z-k3fa"), Vec::new());
+        set.postgres.system_identifier = SystemIdentifier::new(cluster);
+        set.postgres.timeline = TimelineId::new(timeline).unwrap();
+        set.floor_lsn = Some(Lsn::new(end << 24));
+        set.files.clear();
+        set
+    }
+
+    /// The archive has the history of timeline 2, which left 1 at 0/5000000.
+    fn chosen(timeline: Option<&str>, sets: &[Manifest]) -> Result<Option<String>> {
+        let recovery = Recovery {
+            target: Target::Lsn(Lsn::new(u64::MAX)),
+            timeline: timeline.map(str::to_owned),
+            ..Recovery::default()
+        };
+        let ask = |of: TimelineId| Ok((of.get() == 2).then(|| b"1\t0/5000000\tx\n".to_vec()));
+        let read = |_: &Manifest, _: &str| -> Result<Vec<u8>> { Err(Error::failed("none")) };
+        let timelines = Timelines::new(&recovery, Box::new(ask), Box::new(read));
+        let mut choice = Choice { recovery: &recovery, timelines, left: None };
+        let found = choice.among(sets.to_vec(), |set| set, |_| Ok(true))?;
+        Ok(found.map(|set| set.set.to_string()))
+    }
+
+    #[test]
+    fn histories_of_before_pg_upgrade_lead_to_no_set_of_before_it() {
+        let old = [set(3, 7, 2, 6), set(2, 7, 1, 4)];
+        let new = [set(8, 8, 1, 10), set(7, 8, 1, 9)];
+        let all = [&new[..], &old].concat();
+        let error = chosen(None, &all).unwrap_err();
+        assert_eq!(error.exit_code(), 2);
+        let said = format!("{}\n{}", error, error.hint().unwrap());
+        for words in [new[0].set.as_str(), old[0].set.as_str(), "--target-timeline 1"] {
+            assert!(said.contains(words), "{words}: {said}");
+        }
+        assert_eq!(chosen(Some("1"), &all).unwrap(), Some(new[0].set.to_string()));
+        // Within one cluster a set of a timeline that was left is passed over.
+        let left = [&[set(4, 7, 1, 8)][..], &old].concat();
+        assert_eq!(chosen(None, &left).unwrap(), Some(old[0].set.to_string()));
+    }
 }

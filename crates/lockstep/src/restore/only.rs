@@ -151,10 +151,10 @@ impl Only {
 
     /// Returns the objects of a volume that become holes.
     pub(super) fn zeroed(&self, tree: &ImageTree, volume: &SetVolume) -> Result<HashSet<u64>> {
-        let mut zeroed = HashSet::new();
         if self.is_all() {
-            return Ok(zeroed);
+            return Ok(HashSet::new());
         }
+        let mut found = Found::default();
         for part in &volume.parts {
             let Some(root) = tree.find(part.inside.iter().map(OsStrExt::as_bytes)) else {
                 continue;
@@ -162,23 +162,25 @@ impl Only {
             match &part.kind {
                 PartKind::Wal => {}
                 PartKind::Tablespace { oid, .. } => {
-                    self.tablespace(tree, root, *oid, &mut zeroed)?;
+                    self.tablespace(tree, root, *oid, &mut found)?;
                 }
                 PartKind::Data => {
                     if let Some(base) = tree.child(root, b"base") {
-                        self.databases(tree, base, true, &mut zeroed)?;
+                        self.databases(tree, base, true, &mut found)?;
                     }
                     // Tablespaces of allow_in_place_tablespaces are folders there; only databases in them can be left
                     // out.
                     let folder = tree.child(root, b"pg_tblspc");
                     for (name, space) in folders(tree, folder)? {
                         if let Some(oid) = number(&name) {
-                            self.tablespace(tree, space, oid, &mut zeroed)?;
+                            self.tablespace(tree, space, oid, &mut found)?;
                         }
                     }
                 }
             }
         }
+        let Found { mut zeroed, kept } = found;
+        zeroed.retain(|object| !kept.contains(object));
         Ok(zeroed)
     }
 
@@ -205,17 +207,11 @@ impl Only {
         }
     }
 
-    fn tablespace(
-        &self,
-        tree: &ImageTree,
-        root: u64,
-        oid: u32,
-        zeroed: &mut HashSet<u64>,
-    ) -> Result<()> {
+    fn tablespace(&self, tree: &ImageTree, root: u64, oid: u32, found: &mut Found) -> Result<()> {
         let is_wanted = self.wants_in(oid);
         for (name, version) in folders(tree, Some(root))? {
             if name.starts_with(b"PG_") {
-                self.databases(tree, version, is_wanted, zeroed)?;
+                self.databases(tree, version, is_wanted, found)?;
             }
         }
         Ok(())
@@ -227,22 +223,36 @@ impl Only {
         tree: &ImageTree,
         folder: u64,
         is_wanted: bool,
-        zeroed: &mut HashSet<u64>,
+        found: &mut Found,
     ) -> Result<()> {
         for (name, database) in folders(tree, Some(folder))? {
             let Some(oid) = number(&name) else { continue };
-            if is_wanted && self.wants(oid) {
-                continue;
-            }
+            let is_kept = is_wanted && self.wants(oid);
             for (name, object) in tree.children(database) {
-                let is_file = tree.attributes(object)?.file_type() == FileType::Regular;
-                if is_file && name != b"PG_VERSION" {
-                    zeroed.insert(object);
+                let attributes = tree.attributes(object)?;
+                let is_file = attributes.file_type() == FileType::Regular;
+                if !is_file || name == b"PG_VERSION" {
+                    continue;
+                }
+                if !is_kept {
+                    found.zeroed.insert(object);
+                } else if attributes.links != 1 {
+                    found.kept.insert(object);
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Files in the folders of databases.
+#[derive(Default)]
+struct Found {
+    /// Those of databases that aren't restored.
+    zeroed: HashSet<u64>,
+    /// Those of the others that have further names. `pg_upgrade --link` leaves such names in the tablespaces, in the
+    /// former version's folder, in which a database of the same files may have another OID (up to PostgreSQL 14).
+    kept: HashSet<u64>,
 }
 
 /// Returns the folders in a folder.

@@ -28,6 +28,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use pgfiles::lsn::SystemIdentifier;
+
 use super::branches::{Branches, Member};
 use super::manifest::Manifest;
 use super::notes;
@@ -311,13 +313,24 @@ impl State {
     /// # Errors
     /// [`Error::Usage`] if there is none; an error when a newer one is damaged.
     pub fn newest(&self) -> Result<Manifest> {
+        self.newest_of(&[])
+    }
+
+    /// The same for the cluster of these system identifiers, if there are sets of it.
+    ///
+    /// # Errors
+    /// As [`State::newest`].
+    pub fn newest_of(&self, own: &[SystemIdentifier]) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
+        let (sets, _) = of_cluster(sets, own);
         let now = jiff::Timestamp::now();
         self.or_damaged(retention::newest(sets, |set| set.set.as_str(), now), damaged, now)
     }
 
-    /// Returns the newest set that the cluster hasn't left behind.
-    fn latest(&self) -> Result<Manifest> {
+    /// Returns the newest set that the cluster of these system identifiers hasn't left behind. As in repositories, a
+    /// set of another cluster counts only if there is none of it: initdb or pg_upgrade may have been run, a set taken,
+    /// and the former cluster put back.
+    fn latest(&self, own: &[SystemIdentifier]) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let now = jiff::Timestamp::now();
         // This host has also seen a shipped set in a repository.
@@ -330,6 +343,7 @@ impl State {
         let sets = retention::newest_first(sets, |set| set.set.as_str(), now);
         let is_ahead = |set: &&Manifest| retention::is_ahead(set.set.as_str(), now);
         let ahead: Vec<_> = sets.iter().filter(is_ahead).map(|set| set.set.clone()).collect();
+        let (sets, others) = of_cluster(sets, own);
         let (newest, passed_over) = branches.newest(sets, |set| set);
         if let Some(said) = passed_over.said() {
             tracing::warn!("{said}");
@@ -342,6 +356,16 @@ impl State {
         branches.assert_told(newest.set.as_str(), None)?;
         if let Some(doubt) = branches.doubt(&newest) {
             tracing::warn!(set = %newest.set, "{doubt}");
+        }
+        if let Some(other) = others.first() {
+            tracing::warn!(
+                "there are sets of another cluster than the one in data_directory, and \"latest\" is none of them: the newest is {}, of system identifier {}. If that is this cluster before or after pg_upgrade: formerly = [\"{1}\"] in [clusters.{}]",
+                other.set,
+                other.postgres.system_identifier,
+                self.cluster
+            );
+        } else if !own.is_empty() {
+            tell_another(&newest, own);
         }
         Ok(newest)
     }
@@ -381,8 +405,16 @@ impl State {
     /// # Errors
     /// [`Error::Usage`] if there is none, with those that exist.
     pub fn find(&self, which: &str) -> Result<Manifest> {
+        self.find_of(which, &[])
+    }
+
+    /// The same, where `latest` is of the cluster of these system identifiers, if there are sets of it.
+    ///
+    /// # Errors
+    /// As [`State::find`].
+    pub fn find_of(&self, which: &str, own: &[SystemIdentifier]) -> Result<Manifest> {
         if which == "latest" {
-            return self.latest();
+            return self.latest(own);
         }
         let (sets, damaged) = self.sets()?;
         let none =
@@ -576,6 +608,30 @@ fn refuse_with_sets(state_dir: &Path, path: &Path, how: &str) -> Result<()> {
         path.display()
     ))
     .with_hint(hint))
+}
+
+/// Splits sets into those of the cluster of these system identifiers and those of others, in their order. If there are
+/// none of it, or nobody knows which it is, all count.
+pub(crate) fn of_cluster(
+    sets: Vec<Manifest>,
+    own: &[SystemIdentifier],
+) -> (Vec<Manifest>, Vec<Manifest>) {
+    let is_own = |set: &Manifest| own.contains(&set.postgres.system_identifier);
+    if !sets.iter().any(is_own) {
+        return (sets, Vec::new());
+    }
+    sets.into_iter().partition(is_own)
+}
+
+/// Warns if a set that was chosen is of another cluster than that of these system identifiers.
+pub(crate) fn tell_another(set: &Manifest, own: &[SystemIdentifier]) {
+    let found = set.postgres.system_identifier;
+    if !own.contains(&found) {
+        tracing::warn!(
+            set = %set.set,
+            "it is of another cluster than the one in data_directory: its system identifier is {found}"
+        );
+    }
 }
 
 #[cfg(test)]

@@ -382,3 +382,30 @@ fn an_id_that_another_cluster_has_is_not_taken() {
     publish(&state, NEW);
     assert!(other.assert_own(&two).is_err());
 }
+
+/// initdb or pg_upgrade was run, a set taken, and the former cluster put back.
+#[test]
+fn latest_is_of_the_cluster_in_the_data_directory() {
+    let temporary = Temporary::new("clusters");
+    let state = temporary.open();
+    let former = publish(&state, OLD).postgres.system_identifier;
+    let mut of_another = manifest(NEW, vec![]);
+    let another = SystemIdentifier::new(8);
+    of_another.postgres.system_identifier = another;
+    std::fs::create_dir_all(state.set_directory(&of_another.set)).unwrap();
+    state.publish(&of_another).unwrap();
+    let neither = SystemIdentifier::new(9);
+    for (own, wanted) in [
+        (&[][..], NEW),
+        (&[former][..], OLD),
+        (&[another][..], NEW),
+        // With `formerly` they are one.
+        (&[former, another][..], NEW),
+        // The data directory is new, and the cluster is lost.
+        (&[neither][..], NEW),
+    ] {
+        assert_eq!(state.find_of("latest", own).unwrap().set.as_str(), wanted, "{own:?}");
+        assert_eq!(state.newest_of(own).unwrap().set.as_str(), wanted, "{own:?}");
+        assert_eq!(state.find_of(OLD, own).unwrap().set.as_str(), OLD);
+    }
+}

@@ -11,7 +11,7 @@ use crate::support::faults::{
 use crate::support::fixture::Fixture;
 use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
-use crate::support::pools::{patiently, property, release_and_destroy, try_zfs, zfs};
+use crate::support::pools::{patiently, property, release_and_destroy, zfs};
 use crate::support::shipping::{discard, other_host, with_repository};
 use crate::support::workspace::is_at_work_on;
 use rustix::process::Signal;

@@ -40,6 +40,7 @@ mod ship_harmed;
 mod ship_missing;
 mod ship_wal;
 mod standby;
+mod standby_wal;
 mod store_faults;
 mod stores;
 mod stream;

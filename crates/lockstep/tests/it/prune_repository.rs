@@ -500,6 +500,8 @@ fn a_set_that_is_dated_later_than_now() {
     for from in ["snapshots", "repository"] {
         let shown = lockstep.json(&["show", "latest", "--from", from]);
         assert_eq!(shown["set"], *next.id, "{from}");
+        let shown = lockstep.expect(exit::DONE, &["show", "latest", "--from", from]);
+        assert!(shown.stderr.contains(ahead) && shown.stderr.contains("passed over"), "{from}");
     }
     let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
     for place in ["--local", "--repository offsite"] {

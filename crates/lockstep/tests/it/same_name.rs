@@ -245,6 +245,10 @@ fn a_new_cluster_s_sets_push_none_of_the_former_s_out_of_this_host() {
     let old = two(&former.lockstep());
     let lockstep = new.lockstep();
     let own = two(&lockstep);
+    // Whichever of the two is in the data directory, `latest` is its own, not the other one's.
+    let latest = |lockstep: &Lockstep| lockstep.json(&["show", "latest"])["set"].clone();
+    assert_eq!(latest(&former.lockstep()), json!(old[1]));
+    assert_eq!(latest(&lockstep), json!(own[1]));
     let left = format!("it is of system identifier {}", identifier(&former));
     for more in [&["--dry-run"][..], &[]] {
         let outcome = lockstep.expect(exit::PROBLEMS, &[&["prune", "--local"][..], more].concat());

@@ -103,6 +103,11 @@ fn sets_and_a_repository_s_folder_are_private() {
     );
     let shown = lockstep.expect(done, &["show", "latest"]).stdout;
     assert!(shown.contains("offsite: since "), "{shown}");
+    // Without its name `ship` would ship the newest one.
+    let older = lockstep.sets()[0].clone();
+    let shown = lockstep.expect(done, &["show", &older]).stdout;
+    let way = format!(" ship {older} --repository offsite` brings it there");
+    assert!(shown.contains("offsite: no; ") && shown.contains(&way), "{shown}");
     for folder in
         [crate::support::shipping::folder(&fixture), fixture.state.join("clusters/main/sets")]
     {

@@ -314,6 +314,16 @@ fn a_bad_page_is_named_and_the_set_is_kept() {
     let text =
         lockstep.expect(exit::PROBLEMS, &["ship", said["set"].as_str().expect("an id")]).stdout;
     assert!(text.contains("DAMAGED PAGES") && text.contains(&format!("{name} block 0")), "{text}");
+    // And later, by the command that `check` names.
+    let checked = lockstep.expect(exit::PROBLEMS, &["check"]).stdout;
+    let id = said["set"].as_str().expect("an id");
+    let from = format!("repository:{}", crate::support::shipping::NAME);
+    assert!(checked.contains(&format!(" show {id} --from {from}`")), "{checked}");
+    let shown = lockstep.expect(exit::DONE, &["show", id, "--from", &from]).stdout;
+    assert!(
+        shown.contains("DAMAGED PAGES") && shown.contains(&format!("{name} block 0")),
+        "{shown}"
+    );
 }
 
 /// Garbage in place of a page's LSN isn't WAL that recovery will replay, and a page without a checksum can't be from

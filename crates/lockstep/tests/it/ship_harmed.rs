@@ -53,6 +53,19 @@ impl Harmed {
         assert_eq!(said.len(), usize::from(!harmed.is_empty()), "{json}");
         let newest = harmed.last().copied().unwrap_or_default();
         assert!(said.iter().all(|what| what.contains(newest)), "{said:?}");
+        // Who lists the sets, or looks at one of them, learns it too.
+        let listed = self.lockstep.run(&["--json", "list", "--from", "repository"]);
+        let json = json_of(&listed);
+        let damaged = json["damaged"].as_array().expect("`list --json` has damaged sets").iter();
+        let damaged = damaged.filter(|set| set["error"].to_string().contains("isn't whole in"));
+        let damaged: Vec<_> = damaged.filter_map(|set| set["set"].as_str()).collect();
+        assert_eq!(damaged, harmed, "{json}");
+        if !harmed.is_empty() {
+            // Its label may be gone, too.
+            let shown = self.lockstep.run(&["show", newest, "--from", "repository"]);
+            let is_told = shown.stderr.contains("isn't whole in");
+            assert!(!shown.ok() && is_told, "{}", shown.describe());
+        }
     }
 
     /// The pack with pgbench's tables in it.

@@ -451,6 +451,9 @@ fn timeline_switch_between_two_sets() {
         assert_eq!(shown["postgres"]["timeline"], timeline, "{shown}");
         assert_restores(&standby, set, &ledger, &[]);
     }
+    // The former primary comes back by itself: the standby has all that is written there.
+    standby.primary.start();
+    with_a_problem(&standby.with_primary(), "a failover has left it behind");
 }
 
 /// Restartpoints recycled WAL that the set needs: it is fetched from the primary, or is known to be archived, or

@@ -2,7 +2,7 @@
 //! cluster; and mirrors that were promoted themselves.
 
 use super::{
-    PATIENCE, SCALE, backup, catch_up, create, create_words, restore, server_of, status,
+    PATIENCE, SCALE, backup, catch_up, create, create_words, directory, restore, server_of, status,
     wait_for_state, words,
 };
 use crate::support::by_hand::write_as_postgres;
@@ -11,7 +11,7 @@ use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{give_to_postgres, must, wait_until};
 use crate::support::faults::assert_said;
 use crate::support::layout::empty_pools;
-use crate::support::lockstep::exit;
+use crate::support::lockstep::{LIMIT, Steps, exit};
 use crate::support::standby::{Alone, set};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -198,6 +198,33 @@ fn promoted_and_written_to() {
     lockstep.expect(exit::DONE, &["mirror", "start", "main"]);
     let precious = "SELECT count(*) FROM precious";
     assert_eq!(server_of(&alone, "main").value("postgres", precious), "0");
+    lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--discard-writes"]);
+    wait_for_state(&alone, "main", "follows");
+}
+
+/// The same after a `mirror recreate` that was killed once it had started the server: that goes on.
+#[test]
+fn promoted_after_a_recreate_that_was_cut_off() {
+    let alone = Alone::new(empty_pools());
+    create(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let steps = Steps::new(alone.fixture.root().join("steps"));
+    steps.hold("mirror.launched");
+    let recreate = ["mirror", "recreate", "main"];
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&recreate);
+    steps.wait_reached("mirror.launched", &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    let pid = directory(&alone, "main").join("data/postmaster.pid");
+    wait_until("its server takes connections", PATIENCE, || {
+        let text = fs::read_to_string(&pid).unwrap_or_default();
+        text.lines().nth(7).is_some_and(|state| state.trim() == "ready")
+    });
+    let mirror = server_of(&alone, "main");
+    mirror.execute(&["SELECT pg_promote()", "CREATE TABLE precious (n int)"]);
+    let refused = lockstep.expect(exit::REFUSED, &recreate);
+    assert_said(&refused, &["error: ", "was promoted", "hint: ", "pg_dump", "--discard-writes"]);
+    assert_eq!(mirror.value("postgres", "SELECT count(*) FROM precious"), "0");
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--discard-writes"]);
     wait_for_state(&alone, "main", "follows");
 }

@@ -599,6 +599,28 @@ fn a_slot_that_another_host_makes_meanwhile() {
     assert_gone(&alone, "main", "refused");
 }
 
+/// The host is given up before it has made its slot, and another one's mirror gets one of that name: that isn't dropped
+/// with what is left here.
+#[test]
+fn a_slot_that_another_host_makes_once_this_one_was_killed() {
+    let alone = Alone::new(empty_pools());
+    let steps = Steps::new(alone.fixture.root().join("held"));
+    steps.hold("mirror.datasets");
+    let arguments = create_words(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&arguments));
+    steps.wait_reached("mirror.datasets", &mut running);
+    running.kill();
+    let _ = running.wait_or_kill(LIMIT);
+    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
+    alone.primary.execute(&[make]);
+    lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
+    // This fails if there is none.
+    let drop = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
+    alone.primary.execute(&[drop]);
+    assert_gone(&alone, "main", "killed before its slot was made");
+}
+
 /// Collects the command lines of all of this machine's processes, again and again.
 fn command_lines_until(done: &AtomicBool) -> String {
     let mut seen = String::new();
