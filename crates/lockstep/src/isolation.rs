@@ -15,10 +15,12 @@
 
 pub mod left;
 
+use std::fs::File;
+use std::io::{Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, memfd_create};
 use rustix::mount::{
     MountFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
@@ -62,7 +64,8 @@ pub struct Bind {
     pub at: PathBuf,
 }
 
-/// The arguments of the hidden subcommand.
+/// What the hidden subcommand reads from its standard input: with hundreds of tablespaces or other mirrors it is longer
+/// than an argument may be (MAX_ARG_STRLEN in linux/binfmts.h, 128 KiB).
 #[derive(Debug, Serialize, Deserialize)]
 struct Order {
     isolation: Isolation,
@@ -111,7 +114,7 @@ pub fn possible() -> bool {
 /// Returns the command that runs `program` in `directory` as `user`, isolated.
 ///
 /// # Errors
-/// When a path in `isolation` can't be written down.
+/// When a path in `isolation` can't be written down, or there is no memory for all of them.
 pub fn wrap(
     isolation: &Isolation,
     program: &[String],
@@ -124,21 +127,32 @@ pub fn wrap(
         program: program.to_vec(),
         directory: directory.to_path_buf(),
     };
-    let order = serde_json::to_string(&order).map_err(json("write the order"))?;
+    let order = serde_json::to_vec(&order).map_err(json("write the order"))?;
+    let order = in_memory(&order)
+        .map_err(|error| Error::failed("cannot keep the order in memory").because(error))?;
     // The running program itself, even if an upgrade has replaced its file meanwhile.
     let own = format!("/proc/{}/exe", std::process::id());
     Ok(Program::new("unshare")
         .args(["--mount", "--propagation", "slave", "--"])
         .arg(own)
-        .args([SUBCOMMAND, &order]))
+        .arg(SUBCOMMAND)
+        .input(order))
+}
+
+/// Returns a file in memory with this content, to be read from its beginning.
+fn in_memory(content: &[u8]) -> std::io::Result<File> {
+    let mut file = File::from(memfd_create("order", MemfdFlags::CLOEXEC)?);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file)
 }
 
 /// The hidden subcommand: arranges the mounts and becomes the server. Returns only on an error.
 ///
 /// # Errors
 /// When a mount can't be arranged: then no server is started.
-pub fn run_order(order: &str) -> Result<std::convert::Infallible> {
-    let order: Order = serde_json::from_str(order).map_err(json("read the order"))?;
+pub fn run_order(order: impl Read) -> Result<std::convert::Infallible> {
+    let order: Order = serde_json::from_reader(order).map_err(json("read the order"))?;
     arrange(&order.isolation)?;
     let mut words = order.program.iter();
     let program = words.next().ok_or_else(|| Error::failed("the order names no program"))?;
@@ -349,6 +363,27 @@ mod tests {
             assert!(is_trusted(Path::new(trusted)), "{trusted}");
         }
         assert!(!is_trusted(Path::new("/srv/ts")) && !is_trusted(Path::new("/etcetera")));
+    }
+
+    #[test]
+    fn an_order_may_be_longer_than_an_argument() {
+        assert!(rustix::process::geteuid().is_root(), "run as root: it makes a namespace");
+        let mirror = |number| format!("/srv/mirrors/customer-{number}/tablespaces/16384").into();
+        let hidden = (0..5000).map(mirror).collect();
+        let isolation = Isolation { hidden, ..Isolation::default() };
+        let program = wrap(&isolation, &["true".to_owned()], Path::new("/"), None).unwrap();
+        // What `unshare` runs is this program of tests, which knows none of the subcommand's name.
+        let mut started = program.start(&tempfile::tempfile().unwrap()).unwrap();
+        assert!(started.wait().unwrap().success());
+        let order = Order {
+            isolation,
+            user: Some((26, 27)),
+            program: vec!["postgres".into()],
+            directory: "/srv".into(),
+        };
+        let kept = in_memory(&serde_json::to_vec(&order).unwrap()).unwrap();
+        let read: Order = serde_json::from_reader(kept).unwrap();
+        assert_eq!((read.isolation, read.user), (order.isolation, order.user));
     }
 
     #[test]

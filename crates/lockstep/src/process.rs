@@ -192,6 +192,7 @@ pub struct Program {
     directory: Option<PathBuf>,
     environment: Vec<(&'static str, OsString)>,
     held: Option<Arc<std::fs::File>>,
+    input: Option<std::fs::File>,
 }
 
 impl Program {
@@ -204,6 +205,7 @@ impl Program {
             directory: None,
             environment: Vec::new(),
             held: None,
+            input: None,
         }
     }
 
@@ -253,6 +255,14 @@ impl Program {
     #[must_use]
     pub fn holding(mut self, file: Option<Arc<std::fs::File>>) -> Self {
         self.held = file;
+        self
+    }
+
+    /// Gives it this file as its standard input when it is started with [`Self::start`]; it is read from where the
+    /// file is now, and only once.
+    #[must_use]
+    pub fn input(mut self, file: std::fs::File) -> Self {
+        self.input = Some(file);
         self
     }
 
@@ -357,8 +367,12 @@ impl Program {
         self.check_folder()?;
         let out = log.try_clone().map_err(|source| self.start_error(source))?;
         let err = log.try_clone().map_err(|source| self.start_error(source))?;
+        let input = match &self.input {
+            Some(file) => file.try_clone().map_err(|source| self.start_error(source))?.into(),
+            None => Stdio::null(),
+        };
         self.command()
-            .stdin(Stdio::null())
+            .stdin(input)
             .stdout(out)
             .stderr(err)
             .spawn()
@@ -406,12 +420,12 @@ impl Program {
         Ok(piped.enlarged())
     }
 
-    /// Replaces this process by the program; returns only when that failed.
+    /// Replaces this process by the program, which has nothing to read; returns only when that failed.
     pub fn exec(&self) -> CommandError {
         if let Err(error) = self.check_folder() {
             return error;
         }
-        let source = self.command_here().exec();
+        let source = self.command_here().stdin(Stdio::null()).exec();
         self.start_error(source)
     }
 

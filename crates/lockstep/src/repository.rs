@@ -10,6 +10,7 @@
 //! an image into a send stream.
 
 pub mod check;
+pub(crate) mod damage;
 pub mod files;
 mod format;
 pub mod harm;

@@ -90,7 +90,7 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
     let control = cx.control().ok();
     let timelines = Branches::of(sets.iter().map(Member::from), now);
     all.extend(branches::check("sets", &timelines, Some(last), control.as_ref()));
-    all.extend(control.and_then(|control| of_another(cx, last, &control)));
+    all.extend(control.and_then(|control| of_another(cx, last, &sets, &control)));
     let problems = last.problems().map(|problem| {
         warning("last backup", format!("set {}: {}", last.set, problem.what), problem.hint.clone())
     });
@@ -99,19 +99,36 @@ pub(super) fn here(cx: &Context) -> Result<Vec<Finding>> {
 }
 
 /// Checks whether the cluster in the data directory is another one than when the newest set was taken.
-fn of_another(cx: &Context, newest: &Manifest, control: &ControlFile) -> Option<Finding> {
+fn of_another(
+    cx: &Context,
+    newest: &Manifest,
+    sets: &[Manifest],
+    control: &ControlFile,
+) -> Option<Finding> {
     let (of_set, now) = (newest.postgres.system_identifier, control.system_identifier);
     (of_set != now).then(|| {
+        let own = sets.iter().rev().find(|set| set.postgres.system_identifier == now);
+        let of_it = match own {
+            None => "there is no set of it".to_owned(),
+            Some(own) => format!("the newest set of it is {}", own.set),
+        };
         let what = format!(
-            "the newest set, {}, is of system identifier {of_set}, and the cluster in \"{}\" is {now}: there is no set of it",
+            "the newest set, {}, is of system identifier {of_set}, and the cluster in \"{}\" is {now}: {of_it}",
             newest.set,
             cx.cluster.data_directory.display()
         );
-        let hint = format!(
-            "is data_directory right? after pg_upgrade, or a dump and restore: formerly = [\"{of_set}\"] in [clusters.{}], and {} backup",
-            cx.name,
-            lockstep()
-        );
+        let hint = match own {
+            None => format!(
+                "is data_directory right? after pg_upgrade, or a dump and restore: formerly = [\"{of_set}\"] in [clusters.{}], and {} backup",
+                cx.name,
+                lockstep()
+            ),
+            // By `formerly` the later cluster's sets would be the latest of this one.
+            Some(_) => format!(
+                "is data_directory right? if the former cluster was put back, after pg_upgrade or an initdb: {} backup",
+                lockstep()
+            ),
+        };
         wrong("sets", what, hint)
     })
 }

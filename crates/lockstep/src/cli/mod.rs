@@ -90,7 +90,7 @@ enum Command {
     },
     /// Run a server in a mount namespace (used by Lockstep itself)
     #[command(name = isolation::SUBCOMMAND, hide = true)]
-    InternalServer { order: String },
+    InternalServer,
     /// Rename pg_control in a mount namespace (used by Lockstep itself)
     #[command(name = crate::restore::HOLD, hide = true)]
     InternalHold { dataset: String, data: PathBuf },
@@ -131,8 +131,8 @@ impl Arguments {
 }
 
 fn run(arguments: &Arguments) -> Result<Done> {
-    if let Command::InternalServer { order } = &arguments.command {
-        return match isolation::run_order(order) {
+    if matches!(arguments.command, Command::InternalServer) {
+        return match isolation::run_order(std::io::stdin().lock()) {
             Err(error) => Err(error),
             Ok(never) => match never {},
         };
@@ -194,7 +194,7 @@ fn run(arguments: &Arguments) -> Result<Done> {
         Command::Mirror(_)
         | Command::Stream(_)
         | Command::Completions { .. }
-        | Command::InternalServer { .. }
+        | Command::InternalServer
         | Command::InternalHold { .. } => Err(Error::failed("not reached")),
     }
 }

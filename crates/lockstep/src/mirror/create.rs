@@ -322,6 +322,12 @@ fn slot_name(wanted: &Create) -> String {
 
 fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Result<()> {
     check_role(facts)?;
+    if primary.is_in_recovery()? {
+        tracing::warn!(
+            "the server of --from is itself a standby: whether that one follows can't be seen from here, so `{} mirror status` never calls this mirror well, and each of its sets has a problem (exit code 3); name the primary, if this host can reach it",
+            program()
+        );
+    }
     let slot = slot_name(wanted);
     if primary.slot(&slot)?.is_some() {
         return refuse_slot(&slot);

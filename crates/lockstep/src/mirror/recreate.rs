@@ -189,9 +189,12 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
 /// Refuses a mirror that was promoted: its server is, or was, a primary.
 fn refuse_promoted(record: &Record) -> Result<()> {
     let was_cut_off = record.phase == Phase::Recreating;
+    let is_left_running = was_cut_off && serve::is_running(record)?;
     // Half of its data is the primary's by then, with the primary's pg_control. But its server is started last, and goes
-    // on if the command is interrupted while it waits for that.
-    let is_half = was_cut_off && !serve::is_running(record)?;
+    // on if the command is interrupted while it waits for that; and then it may be stopped, as by a reboot. Until the
+    // server has begun there is a backup_label: pg_basebackup writes it before all else and pg_control last, and
+    // pg_rewind writes it before pg_control.
+    let is_half = was_cut_off && !is_left_running && record.data().join("backup_label").exists();
     if is_half || record.data().join("standby.signal").exists() {
         return Ok(());
     }
@@ -203,11 +206,15 @@ fn refuse_promoted(record: &Record) -> Result<()> {
     let what =
         format!("mirror \"{name}\" was promoted: what was written to it since is nowhere else");
     if was_cut_off {
-        // Until a recreate has ended, no set is taken.
+        // Until a recreate has ended, no set is taken, and the server isn't started.
+        let copy = match is_left_running {
+            true => "leave it running and copy that out first (pg_dump)",
+            false => "take a snapshot of each of its datasets first (zfs snapshot), which stays",
+        };
         return refuse(
             what,
             format!(
-                "an interrupted `mirror recreate` had left its server running. If somebody may need what was written, leave it running and copy that out first (pg_dump); then `{} mirror recreate {name} --discard-writes` makes it a standby again",
+                "an interrupted `mirror recreate` had left its server running, or was itself given --discard-writes. If somebody may need what was written, {copy}; then `{} mirror recreate {name} --discard-writes` makes it a standby again",
                 program()
             ),
         );

@@ -4,8 +4,12 @@ use std::sync::Arc;
 
 use jiff::tz::TimeZone;
 
+use strata::store::Storage as _;
+
 use super::tests::{filled, policy, repository, set_id};
 use super::*;
+use crate::repository::check::{self, Severity};
+use crate::repository::{Format, damage};
 
 /// Plans for this many sets by these rules; `harmed` returns those that aren't whole.
 fn planned(
@@ -66,4 +70,37 @@ fn what_only_its_lock_keeps_is_not_left() {
     };
     assert_eq!(fate(vec![locked.clone()]), Fate::Keep(vec![locked.clone()]));
     assert!(matches!(fate(vec![Reason::Last(2), locked]), Fate::Left(_)));
+}
+
+/// A check that reads a few packs finds it once, and the next one may read others.
+#[test]
+fn what_a_check_found_damaged_takes_no_place_until_it_is_good_again() {
+    let (memory, _) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    Format::new().unwrap().create(repository.strata.store()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    // Each of them is needed by a set.
+    let pack = memory.paths("/packs/").into_iter().min().unwrap();
+    let good = memory.get(&pack).unwrap();
+    let mut bad = good.to_vec();
+    *bad.last_mut().unwrap() ^= 1;
+    memory.put(&pack, &[bad.into()]).unwrap();
+    let errors = |percent| {
+        let checked =
+            check::run(&repository, percent, folder.path(), &Vec::new, &mut |_, _| true).unwrap();
+        checked.findings.iter().filter(|found| found.severity == Severity::Error).count()
+    };
+    let harmed = || {
+        let (sets, _) = repository.sets().unwrap();
+        harm::of_sets(&repository, folder.path(), &sets.iter().collect::<Vec<_>>()).unwrap()
+    };
+    assert_eq!((errors(None), errors(Some(0)), harmed().len()), (0, 0, 0), "nobody reads it");
+    assert_eq!(errors(Some(100)), 1);
+    assert!(!harmed().is_empty() && harmed()[0].why.contains("hash is wrong"), "{:?}", harmed());
+    // It is read again, whatever else is.
+    assert_eq!((errors(Some(0)), errors(None)), (1, 1));
+    assert!(!harmed().is_empty(), "it is still noted");
+    memory.put(&pack, &[good]).unwrap();
+    assert_eq!(errors(None), 0);
+    assert!(harmed().is_empty() && damage::noted(folder.path(), &repository.id).is_empty());
 }

@@ -676,8 +676,11 @@ fn a_check_beside_a_prune_finds_nothing() {
             memory.delete("keys/a.json").unwrap();
         }));
         let checking = repository(meanwhile.clone());
+        let memory = std::path::Path::new("/nowhere");
         let checked =
-            crate::repository::check::run(&checking, Some(100), &Vec::new, &mut |_, _| true);
+            crate::repository::check::run(&checking, Some(100), memory, &Vec::new, &mut |_, _| {
+                true
+            });
         let findings = checked.unwrap().findings;
         let calls = meanwhile.calls();
         // The key is read last.

@@ -5,13 +5,14 @@
 //! and nothing while a set can't be read.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use strata::check::{Begun, CheckOptions, Problem, Report, Run, Terms, Told, check_some, collect};
 use strata::error::with_causes;
 use strata::frame::Key;
 use strata::store::Store;
 
-use super::{Format, Repository, STORE_FAILED, files, keys, lease, locks, of_strata, wrap};
+use super::{Format, Repository, STORE_FAILED, damage, files, keys, lease, locks, of_strata, wrap};
 use crate::context::lockstep;
 use crate::error::{Error, Result};
 use crate::words::{bytes, counted};
@@ -69,8 +70,9 @@ impl Checked {
 }
 
 /// Checks the cluster's part of the repository, its keys, its lease, its locks, and `percent` percent of its packs and
-/// of its sets' own files. If `percent` is `None`, no content is read. `here` returns the sets that this host has,
-/// oldest first; it is only called for the hints, if something is wrong.
+/// of its sets' own files. If `percent` is `None`, no content is read, except for packs that were found damaged before:
+/// these are read each time, and noted in `memory`, where this host remembers what deltas refer to. `here` returns the
+/// sets that this host has, oldest first; it is only called for the hints, if something is wrong.
 ///
 /// `told` is called with the bytes of packs read so far and in total. Once it returns `false`, the check ends and
 /// returns only what it has found so far.
@@ -80,14 +82,28 @@ impl Checked {
 pub fn run(
     repository: &Repository,
     percent: Option<u8>,
+    memory: &Path,
     here: &dyn Fn() -> Vec<String>,
     told: Told<'_>,
 ) -> Result<Checked> {
     let known = vec!["wal/".to_owned()];
-    let options = CheckOptions { read_data: percent.is_some(), known };
-    let mut chosen = sample(percent.unwrap_or(0))?;
-    let report = check_some(&repository.strata, &options, &mut chosen, told);
+    let before = damage::noted(memory, &repository.id);
+    let options = CheckOptions { read_data: percent.is_some() || !before.is_empty(), known };
+    let mut sampled = sample(percent.unwrap_or(0))?;
+    let chosen = |pack: strata::Ulid| before.contains_key(&pack.to_string()) || sampled(pack);
+    let report = check_some(&repository.strata, &options, chosen, told);
     let mut report = report.map_err(of_strata)?;
+    if options.read_data {
+        let after = damage::after(repository, &report, &before);
+        if after != before
+            && let Err(error) = damage::note(memory, &repository.id, after)
+        {
+            tracing::warn!(
+                "which packs are damaged can't be noted, so other commands don't know: {}",
+                error.chain()
+            );
+        }
+    }
     let newest = match report.problems.is_empty() {
         true => None,
         false => repository.ids().ok().and_then(|mut ids| ids.pop()),
@@ -188,7 +204,8 @@ fn what_mends(problem: &Problem, name: &str, newest: Option<&str>, here: &[Strin
         return "no set needs it".to_owned();
     }
     if problem.error.is_store_failure() {
-        return format!("{STORE_FAILED}; until then {MEANWHILE}");
+        let hint = problem.error.hint().unwrap_or(STORE_FAILED);
+        return format!("{hint}; until then {MEANWHILE}");
     }
     // Another host has a newer version, or this one has an older one again: the set is whole.
     if let strata::Error::Format { .. } = problem.error {
@@ -482,6 +499,12 @@ mod tests {
             assert!(hint.contains("run the command again"), "{hint}");
             assert!(!hint.contains("prune") && !hint.contains("ship"), "{hint}");
         }
+        // What the store says itself comes first.
+        let mut error = StoreError::new("get", "clusters/main/packs/a", StoreErrorKind::Other);
+        error.source = Some("403: <Code>InvalidObjectState</Code>".into());
+        let (set, sets) = ("20261126T200000Z".to_owned(), vec!["20261126T200000Z".to_owned()]);
+        let hint = what_mends(&Problem { set, sets, error: error.into() }, "far", None, &[]);
+        assert!(hint.contains("archive") && hint.contains("don't restore these sets"), "{hint}");
     }
 
     #[test]

@@ -6,7 +6,8 @@
 //!
 //! It costs little. The image's folder is listed; only those deltas are read that weren't there the last time; and
 //! packs are asked for one by one or, if they are many, listed. What deltas refer to is remembered on this host, and
-//! verified before anything is reported as missing.
+//! verified before anything is reported as missing. No content is read; but what needs a pack that a check has found
+//! damaged isn't whole either (`damage.rs`).
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +19,7 @@ use strata::delta::{Descriptor, packs, read_descriptor};
 use strata::store::StoreErrorKind;
 use strata::{read_many, store::StoreError};
 
+use super::damage::{self, Damaged};
 use super::image::ImageState;
 use super::shipped::FILES_IMAGE;
 use super::{Repository, of_store, of_strata};
@@ -37,6 +39,8 @@ pub struct Wholeness<'a> {
     /// Where this host remembers what deltas refer to.
     memory: &'a Path,
     packs: RefCell<Packs>,
+    /// Packs that a check has found damaged.
+    damaged: Damaged,
     /// Images that were listed.
     images: RefCell<BTreeMap<String, Listing>>,
     /// Doesn't report what isn't whole: the caller does.
@@ -101,6 +105,7 @@ impl<'a> Wholeness<'a> {
             repository,
             memory,
             packs: RefCell::default(),
+            damaged: damage::noted(memory, &repository.id),
             images: RefCell::default(),
             is_silent: false,
             is_of_many: false,
@@ -352,7 +357,7 @@ impl ImageDeltas<'_> {
         Ok(why.is_none())
     }
 
-    /// Returns which of the delta's own files are missing.
+    /// Returns which of the delta's own files are missing or known to be damaged.
     fn lacks(&self, id: &str, refers: &Refers) -> Option<String> {
         let packs = self.of.packs.borrow();
         let files = refers
@@ -363,8 +368,13 @@ impl ImageDeltas<'_> {
             .packs
             .iter()
             .map(|(name, size)| (name, *size, packs.sizes.get(name).copied().flatten()));
-        let (name, size, found) =
-            files.chain(packs).find(|(_, size, found)| *found != Some(*size))?;
+        let Some((name, size, found)) =
+            files.chain(packs).find(|(_, size, found)| *found != Some(*size))
+        else {
+            let damaged = |(name, _): &(String, u64)| self.of.damaged.get(name);
+            let why = refers.packs.iter().find_map(damaged)?;
+            return Some(format!("{why}, as a check has found, and delta \"{id}\" needs it"));
+        };
         Some(match found {
             None => format!("\"{name}\" of delta \"{id}\" is gone"),
             Some(found) => format!("\"{name}\" of delta \"{id}\" has {found} bytes, not {size}"),

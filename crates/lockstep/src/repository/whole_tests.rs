@@ -185,3 +185,25 @@ fn a_store_that_fails_is_an_error() {
         let _ = std::fs::remove_dir_all(&at.folder);
     }
 }
+
+/// Nothing but a check reads content, and the next one may read other packs.
+#[test]
+fn what_needs_a_pack_that_a_check_found_damaged_is_not_whole() {
+    let at = At::new("damaged", 3);
+    let pack = at.pack_of(2).rsplit('/').next().unwrap().to_owned();
+    assert_eq!(at.whole(&[1, 2, 3]), [1, 2, 3]);
+    let found = || Damaged::from([(pack.clone(), "a hash is wrong".to_owned())]);
+    damage::note(&at.folder, "7", found()).unwrap();
+    assert_eq!(at.whole(&[1, 2, 3]), [1]);
+    let wholeness = Wholeness::new(&at.repository, &at.folder);
+    let why = wholeness.image(IMAGE).unwrap().why_not_whole("3").unwrap().unwrap();
+    assert!(why.contains("a hash is wrong") && why.contains("delta \"2\""), "{why}");
+    // It is written again, into another pack.
+    at.write(2, Some(1));
+    assert_eq!(at.whole(&[1, 2, 3]), [1, 2, 3]);
+    // Another repository's note says nothing about this one.
+    let pack = at.pack_of(2).rsplit('/').next().unwrap().to_owned();
+    let found = Damaged::from([(pack, "a hash is wrong".to_owned())]);
+    damage::note(&at.folder, "8", found).unwrap();
+    assert_eq!(at.whole(&[1, 2, 3]), [1, 2, 3]);
+}

@@ -80,6 +80,8 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     steps::reached("restore.checked")?;
     if delta {
         links(asked)?;
+        // An older restore may have any of them on a file system of its own.
+        placement.folders().try_for_each(|folder| files::refuse_read_only(folder))?;
     }
     let mut places = all(placement).map(real).collect::<Result<Vec<_>>>()?;
     let mounts = Mounts::read()?;
@@ -98,6 +100,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     if !delta {
         mounted::nothing_at(placement, &mounts)?;
+        mounted::nothing_belongs_at(cx, placement, &mounts)?;
         return Ok(there);
     }
     mounted::nothing_inside(&places[..filled], placement, &mounts)?;

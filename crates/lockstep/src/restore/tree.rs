@@ -409,7 +409,9 @@ fn place_label(build: &Build, owner: Option<Credentials>) -> Result<()> {
         let map = build.read_set_file("tablespace_map")?;
         if !map.is_empty() {
             let map = moved_map(build, &map)?;
-            files::write_owned(&data.join("tablespace_map"), &map, owner)?;
+            if !map.is_empty() {
+                files::write_owned(&data.join("tablespace_map"), &map, owner)?;
+            }
         }
     }
     if kept.contains_key("backup_label") {
@@ -430,12 +432,22 @@ fn moved_map(build: &Build, bytes: &[u8]) -> Result<Vec<u8>> {
     let parsed =
         if old_form { TablespaceMap::parse_13(bytes) } else { TablespaceMap::parse(bytes) };
     let mut map = parsed.map_err(strange)?;
-    for entry in &mut map.entries {
-        if let Some(tablespace) = build.placement.tablespaces.get(&entry.oid) {
+    move_entries(&mut map, &build.placement);
+    if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
+}
+
+/// Changes the paths to the new places, and removes the entries of tablespaces that the set doesn't have: made when the
+/// layout had just been read, and dropped before it was read again. With such an entry, PostgreSQL would make a link to
+/// the original's path, and replay into whatever is there by now. Without it, replay makes a folder of its own in
+/// pg_tblspc (TablespaceCreateDbspace in tablespace.c), and removes it with the tablespace.
+fn move_entries(map: &mut TablespaceMap, placement: &Placement) {
+    map.entries.retain_mut(|entry| {
+        let known = placement.tablespaces.get(&entry.oid);
+        if let Some(tablespace) = known {
             entry.path = path_bytes(&tablespace.link).to_vec();
         }
-    }
-    if old_form { map.to_bytes_13().map_err(strange) } else { Ok(map.to_bytes()) }
+        known.is_some()
+    });
 }
 
 /// Restores the configuration that the set has in files of its own; copies in the data directory weren't in use, or

@@ -100,6 +100,24 @@ fn only_links_of_tablespaces_stay() {
     assert_eq!(left, ["16384", "16385", "notes"].map(|name| folder.join(name)));
 }
 
+/// One that was made and dropped during the backup is in the map, and in no part of the set.
+#[test]
+fn tablespace_map_names_no_path_of_the_original() {
+    let volumes = vec![
+        volume("t/d", &[(Data, "/d", ""), (Wal, "/d/pg_wal", "pg_wal")]),
+        volume("t/1", &[(tablespace(1), "/1/one", "")]),
+    ];
+    let manifest = manifest("20261123T194512Z-k3fa", volumes);
+    let placement = place(&manifest, Path::new("/r"), &[], &Naming::Folders).unwrap();
+    let moved = |bytes: &[u8]| {
+        let mut map = TablespaceMap::parse(bytes).unwrap();
+        move_entries(&mut map, &placement);
+        String::from_utf8(map.to_bytes()).unwrap()
+    };
+    assert_eq!(moved(b"1 /1/one\n7 /srv/for_a_moment\n"), "1 /r/tablespaces/1\n");
+    assert_eq!(moved(b"7 /srv/for_a_moment\n"), "");
+}
+
 #[test]
 fn the_original_s_segments_count_as_archived() {
     let scratch = tempfile::tempdir().unwrap();

@@ -635,7 +635,7 @@ mod tests {
                 holds: 1,
                 owner: "o".into(),
                 clones: clones.to_vec(),
-                goes_with: goes_with.to_vec(),
+                goes_with: goes_with.into(),
             };
             InTheWay::snapshot(&snapshot, Some(&standing))
         };

@@ -358,11 +358,20 @@ impl State {
             tracing::warn!(set = %newest.set, "{doubt}");
         }
         if let Some(other) = others.first() {
+            let (set, of) = (&other.set, other.postgres.system_identifier);
+            // By `formerly` the sets of a later cluster, such as that of a pg_upgrade that was undone, would be the
+            // latest of this one.
+            let hint = match *set < newest.set {
+                true => format!(
+                    "If that is this cluster before pg_upgrade: formerly = [\"{of}\"] in [clusters.{}]",
+                    self.cluster
+                ),
+                false => {
+                    "It was taken later: was the former cluster put back? If not, is data_directory right? Else name the set".to_owned()
+                }
+            };
             tracing::warn!(
-                "there are sets of another cluster than the one in data_directory, and \"latest\" is none of them: the newest is {}, of system identifier {}. If that is this cluster before or after pg_upgrade: formerly = [\"{1}\"] in [clusters.{}]",
-                other.set,
-                other.postgres.system_identifier,
-                self.cluster
+                "there are sets of another cluster than the one in data_directory, and \"latest\" is none of them: the newest is {set}, of system identifier {of}. {hint}"
             );
         } else if !own.is_empty() {
             tell_another(&newest, own);

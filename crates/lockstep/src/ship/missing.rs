@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use super::full;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::SetId;
-use crate::repository;
 use crate::repository::went_back::{self, WentBack};
+use crate::repository::{self, Repository};
 use crate::set::manifest::Manifest;
 use crate::set::notes;
 use crate::set::removal;
@@ -18,8 +19,9 @@ use crate::set::verify;
 /// A set that a repository lacks, or why it can't be shipped.
 pub type Missing = (SetId, Result<Manifest>);
 
-/// Returns the sets of this host that a repository lacks, oldest first: those younger than its newest, and older ones
-/// that this host doesn't know to have been there. Damaged ones come with what is wrong.
+/// Returns the sets of this host that a repository lacks, oldest first: those younger than its newest, older ones that
+/// this host doesn't know to have been there, and those whose id another host's set has there. Damaged ones come with
+/// what is wrong.
 ///
 /// # Errors
 /// When the repository or this host's sets can't be listed.
@@ -33,15 +35,33 @@ pub fn missing(cx: &Context, name: &str) -> Result<Vec<Missing>> {
         let error = of_no_use(&set, &error, "");
         (set, Err(error))
     });
-    let mut all: Vec<_> = sets.into_iter().map(|set| (set.set.clone(), Ok(set))).collect();
+    let mut all: Vec<Missing> = sets.into_iter().map(|set| (set.set.clone(), Ok(set))).collect();
     all.extend(damaged);
-    all.retain(|(set, _)| {
-        let is_noted = notes::is_shipped(cx, set, name, Some(&repository.id));
-        let is_pruned = notes::is_pruned(cx, set, name, Some(&repository.id));
-        is_missing(set, &there, Known { is_noted, is_pruned })
-    });
-    all.sort_by(|(a, _), (b, _)| a.cmp(b));
-    Ok(all)
+    let mut missing = Vec::new();
+    for (set, manifest) in all {
+        let is_noted = notes::is_shipped(cx, &set, name, Some(&repository.id));
+        let is_pruned = notes::is_pruned(cx, &set, name, Some(&repository.id));
+        // Only what nobody noted may be another host's.
+        let is_in_doubt = there.contains(set.as_str()) && !is_noted && !is_pruned;
+        let is_missing = is_missing(&set, &there, Known { is_noted, is_pruned })
+            || (is_in_doubt && is_of_another(&repository, manifest.as_ref().ok())?);
+        if is_missing {
+            missing.push((set, manifest));
+        }
+    }
+    missing.sort_by(|(a, _), (b, _)| a.cmp(b));
+    Ok(missing)
+}
+
+/// Whether the set of this id there is another host's. Then this one never got there, and shipping it says so.
+fn is_of_another(repository: &Repository, manifest: Option<&Manifest>) -> Result<bool> {
+    let Some(manifest) = manifest else { return Ok(false) };
+    match repository.read_if_there(manifest.set.as_str()) {
+        Ok(Some(there)) => Ok(full::assert_same_set(&there, manifest, &repository.name).is_err()),
+        Err(error @ (Error::Store { .. } | Error::Interrupted { .. })) => Err(error),
+        // One that can't be read is reported elsewhere.
+        Ok(None) | Err(_) => Ok(false),
+    }
 }
 
 /// Returns the sets that a repository's storage lost and that aren't there again, once everything that this host has

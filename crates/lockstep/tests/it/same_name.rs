@@ -249,6 +249,14 @@ fn a_new_cluster_s_sets_push_none_of_the_former_s_out_of_this_host() {
     let latest = |lockstep: &Lockstep| lockstep.json(&["show", "latest"])["set"].clone();
     assert_eq!(latest(&former.lockstep()), json!(old[1]));
     assert_eq!(latest(&lockstep), json!(own[1]));
+    // Nobody is told to count a later cluster's sets as those of the former one, which was put back.
+    let shown = former.lockstep().expect(exit::DONE, &["show", "latest"]).stderr;
+    assert!(shown.contains(&own[1]) && !shown.contains("formerly"), "{shown}");
+    let shown = lockstep.expect(exit::DONE, &["show", "latest"]).stderr;
+    assert!(shown.contains(&old[1]) && shown.contains("formerly = ["), "{shown}");
+    let checked = former.lockstep().run(&["check"]).stdout;
+    let has_set = format!("the newest set of it is {}", old[1]);
+    assert!(checked.contains(&has_set) && !checked.contains("formerly = ["), "{checked}");
     let left = format!("it is of system identifier {}", identifier(&former));
     for more in [&["--dry-run"][..], &[]] {
         let outcome = lockstep.expect(exit::PROBLEMS, &[&["prune", "--local"][..], more].concat());

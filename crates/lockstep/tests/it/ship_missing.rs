@@ -10,6 +10,7 @@ use crate::support::layout::{one_pool, two_pools_four_datasets};
 use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of, toml_string};
 use crate::support::pools::{patiently, zfs};
 use crate::support::shipping::{NAME, configured, folder, with_repository};
+use lockstep::set::manifest::Manifest;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -129,6 +130,28 @@ fn the_newest_that_was_pruned_by_name_is_not_brought_back() {
     zfs(&["destroy", &newest.volumes[0].snapshot]);
     lockstep.expect(exit::DONE, &["prune", "--repository", NAME, "--set", &newest.id]);
     assert_told(&lockstep.json(&MISSING[1..]), &[]);
+}
+
+/// Another host made the same id for a set of its own: this one never got there.
+#[test]
+fn a_set_whose_id_another_host_s_set_has_is_missing() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = with_repository(&fixture);
+    let set = lockstep.backup("label").id;
+    assert_told(&lockstep.json(&MISSING[1..]), &[]);
+    // As if what is there were of other snapshots, and nobody here had seen it.
+    let sets = fixture.state.join("clusters/main/sets").join(&set);
+    let path = sets.join("manifest.json");
+    let text = fs::read_to_string(&path).expect("a manifest");
+    let mut manifest: Value = serde_json::from_str(&text).expect("JSON");
+    manifest["volumes"][0]["guid"] = "7".into();
+    // Its checksum is computed again.
+    manifest["checksum"] = "".into();
+    let manifest: Manifest = serde_json::from_value(manifest).expect("a manifest");
+    fs::write(&path, manifest.to_bytes().expect("a manifest")).expect("it can be written");
+    fs::remove_file(sets.join(format!("shipped.{NAME}.json"))).expect("it was noted");
+    let said = json_of(&lockstep.expect(exit::PROBLEMS, &MISSING));
+    assert_told(&said, &[(set.as_str(), Some("another host's set"))]);
 }
 
 /// Its snapshots are there under another name, and the set is good: nobody is told how to be rid of it.

@@ -56,8 +56,8 @@ impl Check<'_> {
         if self.needed.as_ref().is_some_and(|needed| !needed.contains(&pack)) {
             return None;
         }
-        let (_, naming) = self.packs.get(&pack)?;
-        let naming: BTreeSet<&DeltaId> = naming.iter().collect();
+        let naming = self.packs.get(&pack)?;
+        let naming: BTreeSet<&DeltaId> = naming.iter().map(|delta| &**delta).collect();
         let needs = |(set, heads): &(&String, &Vec<DeltaId>)| {
             heads.iter().filter(|head| self.came_from(head, &naming)).any(|head| {
                 !matches!(manifest(self.repository, set), Ok(None))

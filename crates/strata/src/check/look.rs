@@ -1,6 +1,7 @@
 //! Looks at deltas: whether what they refer to exists and their indexes are undamaged.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::{Check, Place};
 use crate::delta::{Delta, DeltaReader, Descriptor, ReadOptions, packs, read_descriptor};
@@ -99,10 +100,11 @@ impl Check<'_> {
             self.problem(set, place, error);
         }
         self.files.extend(look.files);
+        let naming = Arc::new(delta.clone());
         for pack in look.packs {
-            let (_, deltas) = self.packs.entry(pack).or_insert_with(|| (set.into(), Vec::new()));
-            if deltas.last() != Some(&delta) {
-                deltas.push(delta.clone());
+            let deltas = self.packs.entry(pack).or_default();
+            if deltas.last() != Some(&naming) {
+                deltas.push(Arc::clone(&naming));
             }
         }
         self.seen.insert(delta, look.seen);

@@ -23,6 +23,7 @@ pub use prolong::{Prolonged, Prolonging};
 pub use survey::{Begun, Survey};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use crate::error::{Error, Result};
 use crate::id::Ulid;
@@ -103,8 +104,8 @@ struct Check<'a> {
     sets: BTreeMap<String, Vec<DeltaId>>,
     /// Deltas that were looked at.
     seen: BTreeMap<DeltaId, Seen>,
-    /// Packs that are referred to, by which set first, and by which deltas.
-    packs: BTreeMap<Ulid, (String, Vec<DeltaId>)>,
+    /// Packs that are referred to, and by which deltas. There may be millions of them, of a few deltas.
+    packs: BTreeMap<Ulid, Vec<Arc<DeltaId>>>,
     /// Index files that are referred to.
     files: BTreeSet<String>,
     /// The packs that sets needed when a pack was found that couldn't be read.
@@ -223,15 +224,17 @@ impl Check<'_> {
         // The problems of each delta, including those of the packs that it names.
         let mut of_delta: BTreeMap<&DeltaId, Vec<usize>> = BTreeMap::new();
         for (index, place) in self.places.iter().enumerate() {
-            let deltas = match place {
+            let deltas: Vec<&DeltaId> = match place {
                 Place::Manifest(set) => {
                     self.report.problems[index].sets.push(set.clone());
                     continue;
                 }
-                Place::Delta(delta) => std::slice::from_ref(delta),
-                Place::Pack(pack) => self.packs.get(pack).map_or(&[][..], |(_, deltas)| deltas),
+                Place::Delta(delta) => vec![delta],
+                Place::Pack(pack) => {
+                    self.packs.get(pack).into_iter().flatten().map(|delta| &**delta).collect()
+                }
             };
-            deltas.iter().for_each(|delta| of_delta.entry(delta).or_default().push(index));
+            deltas.into_iter().for_each(|delta| of_delta.entry(delta).or_default().push(index));
         }
         for (set, deltas) in &self.sets {
             let mut harmed: BTreeSet<usize> = BTreeSet::new();

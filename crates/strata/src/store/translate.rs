@@ -64,6 +64,8 @@ const CLOCK: &str = "the store's clock and this host's differ: is this host's ri
 const BUCKET: &str = "is its name right, and the endpoint? create the bucket, or container, with the store's own tools";
 const RETAINED: &str = "the bucket's retention or a hold protects it; it can be deleted once that is over. If it is the bucket's retention and there are no versions, nothing can be replaced either: use versions, or the store's soft delete";
 
+const ARCHIVED: &str = "the object is in an archive, from which nothing can be read at once (Glacier, Azure's archive tier): bring it back to a class that can be read with the store's own tools, the cluster's whole folder, because a restore needs all of it; and take the repository out of the lifecycle rule that moved it there";
+
 const SLOW: &str = "the connection to the store stood still, or is too slow: try again later; what was stored already is kept";
 
 const NO_LOCKS: &str = "this bucket has no object lock: create one with object lock, or switch it on for this one with the store's own tools, or remove immutable_days from the configuration";
@@ -86,6 +88,10 @@ const CODES: &[Code] = {
         Code::new("NoSuchBucket", NoBucket, BUCKET),
         Code::new("InvalidBucketName", NoBucket, BUCKET),
         Code::new("ContainerNotFound", NoBucket, BUCKET),
+        // S3 answers 403, and Azure 409, as if an object existed already.
+        Code::new("InvalidObjectState", Other, ARCHIVED),
+        Code::new("BlobArchived", Other, ARCHIVED),
+        Code::new("BlobBeingRehydrated", Other, ARCHIVED),
         Code::new("RetentionPolicyNotMet", Retained, RETAINED),
         Code::new("ObjectUnderActiveHold", Retained, RETAINED),
         Code::new("BlobImmutableDueTo", Retained, RETAINED),
@@ -268,6 +274,18 @@ mod tests {
         assert_eq!(unknown, StoreErrorKind::Unauthenticated);
         let skewed = translated("put", "x", forbidden("RequestTimeTooSkewed"));
         assert!(skewed.kind == StoreErrorKind::Other && skewed.hint().unwrap().contains("clock"));
+        let archived = [
+            forbidden("<Code>InvalidObjectState</Code>"),
+            object_store::Error::AlreadyExists {
+                path: path(),
+                source: "409: <Code>BlobArchived</Code>".into(),
+            },
+        ];
+        for error in archived {
+            let error = translated("get", "x", error);
+            assert_eq!(error.kind, StoreErrorKind::Other, "{error}");
+            assert!(error.hint().unwrap().contains("archive"), "{error}");
+        }
         let both = object_store::Error::AlreadyExists {
             path: path(),
             source: "409: ConditionalRequestConflict".into(),

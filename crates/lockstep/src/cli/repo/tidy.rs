@@ -233,7 +233,8 @@ impl Check {
                 line.bytes(n, of);
                 steps::passed("check.read").is_ok()
             };
-            let checked = check::run(&repository, self.read_data, &|| whole_here(cx), told)?;
+            let (memory, here) = (harm::memory(cx, &repository), || whole_here(cx));
+            let checked = check::run(&repository, self.read_data, &memory, &here, told)?;
             drop(line);
             // Report the findings however the repair ends.
             let (repaired, unread, ended) = match self.repaired(cx, &repository, &checked) {

@@ -43,6 +43,11 @@ pub(super) fn finish(
         may_chown: rustix::process::geteuid().is_root(),
         warned: AtomicBool::new(false),
     };
+    let asks_each = !syncfs_tells();
+    if asks_each {
+        // In one call, so that the files have nothing to wait for.
+        root.sync()?;
+    }
     let mut folders = Folders::new(root, plan);
     for (at, file) in plan.files.iter().enumerate() {
         if at % LOOK_AROUND == 0 {
@@ -57,6 +62,9 @@ pub(super) fn finish(
         if file.is_regular() {
             let fd = root.file(plan, file, folder, OFlags::RDONLY)?;
             giver.give(&fd, file.object, attributes, &path)?;
+            if asks_each {
+                rustix::fs::fdatasync(&fd).map_err(root.failed("sync", path))?;
+            }
         } else {
             giver.give_by_name(folder, file.name, file.object, attributes, &path)?;
         }
@@ -67,6 +75,20 @@ pub(super) fn finish(
         giver.give(&fd, folder.object, attributes, &|| plan.folder_path(at))?;
     }
     Ok(())
+}
+
+/// Whether syncfs(2) reports what couldn't be written. Before Linux 5.8 only the file itself reports it.
+fn syncfs_tells() -> bool {
+    is_from_5_8(&rustix::system::uname().release().to_string_lossy())
+}
+
+/// Whether a kernel of this release is 5.8 or newer; one that isn't understood counts as older.
+fn is_from_5_8(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= (5, 8),
+        _ => false,
+    }
 }
 
 struct Giver<'a> {
@@ -312,6 +334,16 @@ mod tests {
         assert!(!names[..of_file].starts_with(b"trusted.own"), "it isn't the file's");
         place.remove_xattr(b"trusted.own").unwrap();
         assert!(!list());
+    }
+
+    #[test]
+    fn before_linux_5_8_each_file_is_asked() {
+        for new in ["5.8.0", "5.10.0-28-amd64", "6.1.0", "10.0"] {
+            assert!(is_from_5_8(new), "{new}");
+        }
+        for old in ["4.18.0-553.el8_10.x86_64", "5.4.0-150-generic", "5.7.19", "5", "", "x.9"] {
+            assert!(!is_from_5_8(old), "{old}");
+        }
     }
 
     #[test]

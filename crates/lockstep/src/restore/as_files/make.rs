@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use rustix::fs::{AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
+use rustix::fs::{Advice, AtFlags, FallocateFlags, Mode, OFlags, SeekFrom};
 use rustix::io::Errno;
 use sendstream::zpl::{FileType, Run};
 
@@ -222,6 +222,7 @@ impl Maker<'_> {
                 if found.st_size.cast_unsigned() != size {
                     rustix::fs::ftruncate(&fd, size).map_err(failed("resize"))?;
                 }
+                forget_cached(&fd);
                 made.bytes_zeroed += empty_holes(&fd, runs, size).map_err(failed("write"))?;
                 made.existing.insert(at);
                 return Ok(());
@@ -256,6 +257,18 @@ impl Maker<'_> {
         let stat = rustix::fs::fstat(&fd)
             .map_err(self.root.failed("look at", || self.plan.file_path(file)))?;
         Ok((is_regular(stat.st_mode) && stat.st_nlink == 1).then_some(fd))
+    }
+}
+
+/// Makes the next reads of a file come from the disk.
+///
+/// What the system couldn't write (a disk that failed, a thin volume that was full) stays in its memory on ext4 and XFS,
+/// and counts as written there: `sync` says it once, and that ended the restore which `--delta` continues now. Compared
+/// with that memory nothing would differ, and the disk would never get it. What is still to be written stays in memory,
+/// and the sync at the end says whether it came to the disk.
+fn forget_cached(fd: &OwnedFd) {
+    if let Err(error) = rustix::fs::fadvise(fd, 0, None, Advice::DontNeed) {
+        tracing::debug!(%error, "compared with what may only be in memory");
     }
 }
 
@@ -330,4 +343,41 @@ pub(super) fn write_all(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::IoSliceMut;
+
+    use rustix::io::ReadWriteFlags;
+
+    use super::*;
+
+    #[test]
+    fn what_is_compared_comes_from_the_disk() {
+        let scratch = tempfile::tempdir().unwrap();
+        let flags = FILE | OFlags::CREATE | OFlags::RDWR;
+        let path = scratch.path().join("file");
+        let fd = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR).unwrap();
+        write_all(&fd, &[7; 64 << 10], 0).unwrap();
+        rustix::fs::fsync(&fd).unwrap();
+        // This reads nothing from a disk.
+        let in_memory = || {
+            let mut bytes = [0; 4096];
+            let mut into = [IoSliceMut::new(&mut bytes)];
+            rustix::io::preadv2(&fd, &mut into, 0, ReadWriteFlags::NOWAIT)
+        };
+        let is_tmpfs = rustix::fs::fstatfs(&fd).unwrap().f_type == 0x0102_1994;
+        if is_tmpfs || in_memory() != Ok(4096) {
+            // It is nowhere else, or the file system doesn't tell.
+            return;
+        }
+        // Another processor may still be about to count it as used.
+        let is_forgotten = (0..100).any(|_| {
+            forget_cached(&fd);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            in_memory() == Err(Errno::AGAIN)
+        });
+        assert!(is_forgotten);
+    }
 }

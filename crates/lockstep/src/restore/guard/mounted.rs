@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use super::real;
 use crate::context::Context;
 use crate::error::{Error, Result};
+use crate::process::quote;
 use crate::refusal::Refusal;
 use crate::restore::placement::Placement;
 use crate::volume::mounts::{Mount, Mounts};
@@ -60,6 +61,53 @@ pub(super) fn nothing_at(placement: &Placement, mounts: &Mounts) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Refuses a new restore where a dataset belongs that isn't mounted now: its pool was imported without mounts, or its key
+/// isn't loaded. It may be an older restore's. A later boot mounts it there, over the new one's files or in the place of
+/// the new one's dataset, and a server starts on a mix of both without an error.
+pub(super) fn nothing_belongs_at(
+    cx: &Context,
+    placement: &Placement,
+    mounts: &Mounts,
+) -> Result<()> {
+    let all_are_folders = placement.volumes.iter().all(|volume| volume.dataset.is_none());
+    let known = match cx.zfs.places() {
+        Err(error) if all_are_folders => {
+            // Files can be restored on a host that has no ZFS.
+            tracing::debug!(error = %error.chain(), "no datasets are known that belong there");
+            return Ok(());
+        }
+        known => known?,
+    };
+    let Some((dataset, point)) = belonging(placement, &known, mounts) else { return Ok(()) };
+    let name = quote(dataset.as_str());
+    Err(Error::usage(
+        format!(
+            "dataset \"{dataset}\" belongs at \"{}\", where the restore goes to, and isn't mounted",
+            point.display()
+        ),
+        format!(
+            "restore to another folder; or `zfs mount {name}`, and see what it has. If it isn't to be mounted there any more: `zfs set canmount=noauto {name}`"
+        ),
+    ))
+}
+
+/// Finds a dataset that isn't mounted, and whose mount point is where a volume goes, or in it. A pure function.
+fn belonging<'a>(
+    placement: &Placement,
+    known: &'a [(DatasetName, PathBuf)],
+    mounts: &Mounts,
+) -> Option<&'a (DatasetName, PathBuf)> {
+    let is_filled = |point: &Path| {
+        placement.volumes.iter().any(|volume| {
+            let apart = volume.apart.iter().map(|apart| &apart.folder);
+            std::iter::once(&volume.mountpoint).chain(apart).any(|place| point.starts_with(place))
+        })
+    };
+    let is_mounted =
+        |dataset: &DatasetName| mounts.iter().any(|mount| mount.is_of(dataset.as_str()));
+    known.iter().find(|(dataset, point)| is_filled(point) && !is_mounted(dataset))
 }
 
 /// Checks the datasets. An existing one is rolled back, so it has to belong to an older restore to this very folder.
@@ -160,5 +208,29 @@ mod tests {
         assert_eq!(refused.exit_code(), 2);
         assert!(nothing_at(&placed(Naming::Below(&parent)), &at("/r")).is_ok());
         assert!(nothing_at(&placed(Naming::Folders), &at("/r/wal")).is_ok(), "files go into it");
+    }
+
+    #[test]
+    fn nothing_new_goes_where_a_dataset_belongs_that_is_not_mounted() {
+        use crate::plan::layout::PartKind::{Data, Wal};
+        use crate::restore::placement::{Naming, place};
+        use crate::set::manifest::tests::{manifest, volume};
+        let volumes =
+            vec![volume("t/d", &[(Data, "/d", "")]), volume("t/w", &[(Wal, "/d/pg_wal", "")])];
+        let set = manifest("20261123T194512Z-k3fa", volumes);
+        let parent = DatasetName::new("t/r").unwrap();
+        let none = Mounts::parse(b"");
+        let mounted = Mounts::parse(b"2 1 0:40 / /r/data rw - zfs t/old/data rw\n");
+        for naming in [Naming::Below(&parent), Naming::Folders] {
+            let placed = place(&set, Path::new("/r"), &[], &naming).unwrap();
+            let is_found = |point: &str, mounts: &Mounts| {
+                let known = [(DatasetName::new("t/old/data").unwrap(), PathBuf::from(point))];
+                belonging(&placed, &known, mounts).is_some()
+            };
+            assert!(is_found("/r/data", &none) && is_found("/r/wal", &none));
+            assert!(is_found("/r/data/base", &none));
+            assert!(!is_found("/r", &none) && !is_found("/r/data2", &none));
+            assert!(!is_found("/r/data", &mounted), "that is checked by what is mounted");
+        }
     }
 }

@@ -30,7 +30,7 @@ pub use encryption::{Encryption, is_another_key, is_local_key};
 pub use filesystem::mountpoints_in;
 pub use guid::Guid;
 pub use snapshot::{Marked, SnapshotFacts, Tagged};
-pub use standing::Standing;
+pub use standing::{GoesWith, Standing};
 pub use stream::{Base, SendSpec, met_an_unmount};
 pub use suspended::{Away, Suspended};
 

@@ -8,6 +8,8 @@
 //! has none.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
+use std::sync::Arc;
 
 use super::{DatasetName, Guid, Properties, SnapshotName, Zfs, parse, said};
 use crate::error::{Error, Result};
@@ -31,7 +33,51 @@ pub struct Standing {
     pub clones: Vec<DatasetName>,
     /// The clones of it and of the later snapshots of its dataset, those of the newest first: `zfs promote` of one of
     /// them takes it along.
-    pub goes_with: Vec<DatasetName>,
+    pub goes_with: GoesWith,
+}
+
+/// The beginning of a list of clones. Where clones are of a recent snapshot, each of the thousands before it has nearly
+/// all of them: a list for each would take gigabytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GoesWith {
+    /// Those of the newest snapshot first; shared by the dataset's snapshots.
+    all: Arc<[DatasetName]>,
+    number: usize,
+}
+
+impl Deref for GoesWith {
+    type Target = [DatasetName];
+
+    fn deref(&self) -> &[DatasetName] {
+        self.all.get(..self.number).unwrap_or_default()
+    }
+}
+
+impl From<&[DatasetName]> for GoesWith {
+    fn from(all: &[DatasetName]) -> Self {
+        Self { all: all.into(), number: all.len() }
+    }
+}
+
+/// Returns what goes along with those snapshots of a dataset that are `wanted`: `found` are all of them, in the order in
+/// which they were taken.
+fn going_with(
+    found: &[SnapshotName],
+    wanted: &BTreeSet<&SnapshotName>,
+    clones: &BTreeMap<String, Vec<DatasetName>>,
+) -> Vec<(String, GoesWith)> {
+    let (mut later, mut numbers) = (Vec::new(), Vec::new());
+    for snapshot in found.iter().rev() {
+        let name = snapshot.to_string();
+        later.extend(clones.get(&name).into_iter().flatten().cloned());
+        // The others may be many.
+        if wanted.contains(snapshot) {
+            numbers.push((name, later.len()));
+        }
+    }
+    let all: Arc<[DatasetName]> = later.into();
+    let of = |(name, number)| (name, GoesWith { all: Arc::clone(&all), number });
+    numbers.into_iter().map(of).collect()
 }
 
 impl Zfs {
@@ -54,18 +100,9 @@ impl Zfs {
             of_each.push((found, wanted));
         }
         let mut clones = self.clones_by_origin(&there)?;
-        let mut going = BTreeMap::new();
+        let mut going: BTreeMap<String, GoesWith> = BTreeMap::new();
         for (found, wanted) in &of_each {
-            // They are listed in the order in which they were taken.
-            let mut later: Vec<DatasetName> = Vec::new();
-            for snapshot in found.iter().rev() {
-                let name = snapshot.to_string();
-                later.extend(clones.get(&name).into_iter().flatten().cloned());
-                // The others may be many.
-                if wanted.contains(snapshot) {
-                    going.insert(name, later.clone());
-                }
-            }
+            going.extend(going_with(found, wanted, &clones));
         }
         let mut all = self.without_clones(&there)?;
         for (snapshot, standing) in &mut all {
@@ -124,7 +161,7 @@ impl Zfs {
                     holds: number("userrefs")?,
                     owner: text("lockstep:owner").to_owned(),
                     clones: Vec::new(),
-                    goes_with: Vec::new(),
+                    goes_with: GoesWith::default(),
                 };
                 all.insert(snapshot.clone(), standing);
             }
@@ -246,4 +283,34 @@ impl Zfs {
 
 fn mark_of(snapshot: &SnapshotName) -> String {
     format!("{}#{}", snapshot.dataset, snapshot.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_along_is_one_list_for_all_snapshots_of_a_dataset() {
+        let dataset = DatasetName::new("t/pg").unwrap();
+        let snapshot = |number| dataset.snapshot(&format!("s{number}"));
+        let found: Vec<_> = (0..1000).map(snapshot).collect();
+        let clone = |name: &str| DatasetName::new(name).unwrap();
+        let clones = BTreeMap::from([
+            ("t/pg@s999".to_owned(), vec![clone("t/newest"), clone("t/second")]),
+            ("t/pg@s500".to_owned(), vec![clone("t/middle")]),
+        ]);
+        let wanted = found.iter().filter(|snapshot| **snapshot != found[700]).collect();
+        let going: BTreeMap<_, _> = going_with(&found, &wanted, &clones).into_iter().collect();
+        assert_eq!(going.len(), 999);
+        let of = |number: usize| &going[&found[number].to_string()];
+        let newest = [clone("t/newest"), clone("t/second")];
+        assert_eq!(of(999)[..], newest);
+        assert_eq!(of(501)[..], newest);
+        for number in [500, 499, 0] {
+            assert_eq!(of(number).len(), 3, "s{number}");
+            assert!(of(number).contains(&clone("t/middle")));
+        }
+        assert!(Arc::ptr_eq(&of(0).all, &of(999).all), "one list");
+        assert!(GoesWith::default().is_empty());
+    }
 }

@@ -83,9 +83,17 @@ fn another_server_than_its_primary() {
     create(&alone, "main");
     let heir = alone.another_standby();
     catch_up(&alone, "main");
+    let lockstep = alone.fixture.lockstep();
+    // Of a standby there can be a mirror, but not one that is known to follow.
+    let mut of_standby = create_words(&alone, "second");
+    let standby = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
+    let from = of_standby.iter_mut().find(|word| **word == alone.conninfo()).expect("--from");
+    *from = standby;
+    of_standby.push("--dry-run".to_owned());
+    let planned = lockstep.expect(exit::DONE, &words(&of_standby));
+    assert!(planned.stderr.contains("is itself a standby"), "{}", planned.describe());
     alone.primary.stop(Stop::Immediate);
     heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
-    let lockstep = alone.fixture.lockstep();
     let seen = wait_for_state(&alone, "main", "primary-unreachable");
     assert!(seen["hint"].as_str().is_some_and(|hint| hint.contains("--from")), "{seen}");
     let bad = ["mirror", "recreate", "main", "--from", "host=/nowhere user=postgres"];
@@ -225,6 +233,11 @@ fn promoted_after_a_recreate_that_was_cut_off() {
     let refused = lockstep.expect(exit::REFUSED, &recreate);
     assert_said(&refused, &["error: ", "was promoted", "hint: ", "pg_dump", "--discard-writes"]);
     assert_eq!(mirror.value("postgres", "SELECT count(*) FROM precious"), "0");
+    // As after a reboot: nothing starts it.
+    lockstep.expect(exit::DONE, &["mirror", "stop", "main"]);
+    let refused = lockstep.expect(exit::REFUSED, &recreate);
+    let words = ["error: ", "was promoted", "hint: ", "zfs snapshot", "--discard-writes"];
+    assert_said(&refused, &words);
     lockstep.expect(exit::DONE, &["mirror", "recreate", "main", "--discard-writes"]);
     wait_for_state(&alone, "main", "follows");
 }

@@ -151,6 +151,60 @@ fn nothing_is_restored_to_a_read_only_file_system() {
     must(&mut command("umount", [&path]));
 }
 
+/// The file system of an older restore's tablespace has become read-only since, as ext4 does after an error.
+#[test]
+fn an_older_restore_stays_whole_if_one_of_its_places_is_read_only() {
+    let (fixture, lockstep, set) = live();
+    let mount = fixture.owned("fast");
+    let path = mount.display().to_string();
+    must(&mut command("mount", ["-t", "tmpfs", "-o", "mode=755", "fast", &path]));
+    let to = fixture.target("r");
+    let place = format!("ts1={}", mount.join("ts").display());
+    let sent = ["--tablespace", &place];
+    lockstep.restore(&set.id, &to, &[&FILES[..4], &sent].concat());
+    must(&mut command("mount", ["-o", "remount,ro", &path]));
+    let before = walk(&to);
+    for more in [&["--dry-run"][..], &[]] {
+        let more = [&FILES[..], &sent, more].concat();
+        let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+        assert_eq!(outcome.code, Some(exit::FAILED), "{}", outcome.describe());
+        assert_said(&outcome, &["Read-only file system", "hint: mount it for writing"]);
+        let changed = differences(&before, &walk(&to));
+        assert!(changed.is_empty(), "{changed:?}: {}", outcome.describe());
+    }
+    must(&mut command("mount", ["-o", "remount,rw", &path]));
+    lockstep.restore(&set.id, &to, &[&FILES[..], &sent].concat());
+    must(&mut command("umount", [&path]));
+}
+
+/// An older restore, as it is after an import without mounts, or before its key is loaded. Its folder is free.
+#[test]
+fn nothing_is_restored_to_where_a_dataset_belongs_that_is_not_mounted() {
+    let (fixture, lockstep, set) = live();
+    let pool = fixture.pools[0].name.clone();
+    let (old, parent) = (format!("{pool}/old"), format!("{pool}/back"));
+    let to = fixture.target("r");
+    let at = format!("mountpoint={}", to.join("data").display());
+    zfs(&["create", "-o", &at, &old]);
+    patiently("zfs", &["unmount", &old], || ()).expect("nobody uses it");
+    fs::remove_dir_all(&to).expect("only empty folders are there");
+    let as_zfs = ["--from", "repository", "--as", "zfs", "--dataset", &parent];
+    for form in [&[][..], &FILES[..4], &as_zfs] {
+        for more in [&["--dry-run"][..], &[]] {
+            let more = [form, more].concat();
+            let outcome = lockstep.run(&restore_arguments(&set.id, &to, &more));
+            assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+            let words = ["isn't mounted", "hint: restore to another folder", "zfs mount"];
+            assert_said(&outcome, &[&[old.as_str()], &words[..]].concat());
+            assert!(!to.exists(), "{} was made", to.display());
+        }
+    }
+    zfs(&["set", "canmount=noauto", &old]);
+    lockstep.restore(&set.id, &to, &FILES[..4]);
+    zfs(&["destroy", &old]);
+    assert_lives_on(&fixture);
+}
+
 /// A folder that isn't a restore keeps everything in it, and its owner and mode too; an empty one keeps these.
 #[test]
 fn a_folder_that_was_there_keeps_its_owner_and_mode() {
