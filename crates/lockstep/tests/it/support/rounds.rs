@@ -1,11 +1,11 @@
 //! How many rounds a torture test runs, and with which choices.
 //!
-//! What could go wrong: on a slow machine the default takes as long as all other tests together. So after two and a half
-//! minutes no further round begins, unless their number was given.
+//! What could go wrong: on a slow machine the default takes as long as all other tests together. So after a minute and a
+//! half no further round begins, unless their number was given.
 
 use std::time::{Duration, Instant};
 
-const LIMIT: Duration = Duration::from_secs(150);
+const LIMIT: Duration = Duration::from_secs(90);
 
 /// The rounds of a test.
 pub struct Rounds {
