@@ -20,7 +20,7 @@ use pgfiles::wal_name::is_backup_history;
 use serde::Serialize;
 
 use crate::clone;
-use crate::config::{ClusterConfig, StrategyChoice};
+use crate::config::{ClusterConfig, RetentionConfig, StrategyChoice};
 use crate::context::{Context, lockstep, program};
 use crate::error::{Error, Result};
 use crate::plan::facts::{Facts, Following, NoServer, PrimarySeen, ServerFacts};
@@ -110,15 +110,16 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
     let retention = &cluster.retention;
     let key = |key: &str| {
         format!(
-            "clusters.{name}.retention.{key} = {{ last = 7 }}, and `{} prune` after each backup",
-            lockstep()
+            "say what is kept, such as clusters.{name}.retention.{key} = {1}: `{0} prune --dry-run` shows what would go; then `{0} prune` after each backup",
+            lockstep(),
+            RetentionConfig::example(key)
         )
     };
     let here = retention.local.is_none().then(|| {
         warning(
             "retention",
             "no retention is configured for this host: its snapshots pile up until a pool is full",
-            format!("say what is kept: {}", key("local")),
+            key("local"),
         )
     });
     let without =
@@ -127,7 +128,7 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
         warning(
             "retention",
             format!("no retention is configured for repository \"{repository}\": it only grows"),
-            format!("say what is kept: {}", key("repository")),
+            key("repository"),
         )
     });
     here.into_iter().chain(there).collect()
@@ -430,7 +431,11 @@ fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
         warning(
             "clones",
             format!("clone \"{}\" doesn't run", record.name),
-            clone::destroy_command(&record.name, false),
+            format!(
+                "to have it again, start it with pg_ctl, in the data directory that `{} clone list` shows; if nobody needs what was written to it: {}",
+                lockstep(),
+                clone::destroy_command(&record.name, false)
+            ),
         )
     });
     Ok(unread.chain(stopped).collect())

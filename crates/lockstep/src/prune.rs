@@ -20,6 +20,7 @@ mod remote;
 
 use jiff::Timestamp;
 
+use crate::config::RetentionConfig;
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::names::{self, Meant};
@@ -254,7 +255,12 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     let unknown = |what: String, key: &str| {
         Error::usage(
             format!("no retention is configured for {what}: nothing is touched"),
-            format!("say what is kept: clusters.{}.retention.{key} = {{ last = 7 }}", cx.name),
+            format!(
+                "say what is kept, such as clusters.{}.retention.{key} = {}: `{} prune --dry-run` shows what would go",
+                cx.name,
+                RetentionConfig::example(key),
+                lockstep()
+            ),
         )
     };
     let mut places = Vec::new();

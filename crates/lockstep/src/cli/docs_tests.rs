@@ -380,6 +380,18 @@ fn commands_and_options_of_the_documents_exist() {
     assert!(seen > 60, "{seen} command lines");
 }
 
+/// A mirror's newest set is older than the mirror, which has what it received until its primary was lost.
+#[test]
+fn where_a_primary_is_lost_a_set_of_its_mirror_comes_first() {
+    let page = read("docs/standby.md");
+    let (_, text) = page.split_once("**A primary is lost**").expect("the page says what to do");
+    let first = text.find("lockstep --cluster NAME backup");
+    assert!(first.is_some(), "{text}");
+    for then in ["restore latest", "mirror recreate NAME"] {
+        assert!(first < text.find(then), "{then}: {text}");
+    }
+}
+
 /// systemd units start commands that exist, and every timer has its service.
 #[test]
 fn units_of_systemd_run_commands_that_exist() {
@@ -393,6 +405,8 @@ fn units_of_systemd_run_commands_that_exist() {
             continue;
         }
         let unit = read(folder.join(name));
+        // Earlier versions ignore it.
+        assert!(!unit.contains("\nOnSuccess=") || unit.contains("Needs systemd 249"), "{name}");
         // The units that are started afterwards must exist.
         let after = unit.lines().filter_map(|line| line.split_once('='));
         for (_, other) in after.filter(|(key, _)| ["OnSuccess", "OnFailure"].contains(key)) {

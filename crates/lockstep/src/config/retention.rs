@@ -35,6 +35,16 @@ impl RetentionConfig {
         self.repositories.get(name).or(self.repository.as_ref())
     }
 
+    /// A policy for the places of this key, as an example in hints. It is typed as it is, where sets of a year may have
+    /// piled up: so it goes by days, whatever the interval between two backups.
+    #[must_use]
+    pub fn example(key: &str) -> &'static str {
+        match key {
+            "local" => "{ within = '3d', daily = 7 }",
+            _ => "{ within = '7d', daily = 14, monthly = 12 }",
+        }
+    }
+
     /// The time zone of calendar periods.
     ///
     /// # Errors
@@ -90,6 +100,15 @@ mod tests {
         assert_eq!(config.of_repository("far").unwrap().monthly, 3);
         assert_eq!(config.local.unwrap().within.unwrap().to_string(), "36h");
         assert!(read("").unwrap().of_repository("near").is_none());
+    }
+
+    #[test]
+    fn examples_are_good_and_keep_no_mere_number_of_sets() {
+        for key in ["local", "repository"] {
+            let config = read(&format!("{key} = {}", RetentionConfig::example(key))).unwrap();
+            let policy = config.local.or(config.repository).unwrap();
+            assert!(policy.last == 0 && policy.within.is_some() && policy.daily >= 7, "{key}");
+        }
     }
 
     #[test]

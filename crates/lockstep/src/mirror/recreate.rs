@@ -159,6 +159,10 @@ fn fill_again(home: &Home, record: &Record, facts: &Facts, rewind: bool) -> Resu
             }
         }
     }
+    // First of all pg_control: what a former base backup brought is a primary's, and without backup_label, which may be
+    // removed before it, a mirror that was cut off here would look as if it had been promoted.
+    files::opened::remove_in(&record.data(), |name| name == b"global")?;
+    steps::reached("mirror.recreate-emptying")?;
     for place in record.places.iter().filter(|place| place.kind != Kind::Top) {
         files::empty_directory(&place.directory)?;
     }

@@ -167,9 +167,12 @@ impl Verdict {
                 )
             }
             Self::Stopped(_) => format!("{lockstep} mirror start {name}"),
-            Self::WalGone(_) | Self::SlotLost(_) | Self::Diverged(_) => {
-                format!("{lockstep} mirror recreate {name}")
-            }
+            Self::WalGone(_) | Self::SlotLost(_) => format!("{lockstep} mirror recreate {name}"),
+            // What it has received beyond the place where the timelines parted may be nowhere else.
+            Self::Diverged(_) => format!(
+                "it has received what its primary doesn't have, and recreate gives that up: if somebody may need it, take a set of it first, which stays: {} backup; then {lockstep} mirror recreate {name}",
+                crate::context::lockstep_of(name)
+            ),
             Self::Promoted => format!(
                 "if somebody may need what was written to it since, take a set of it first: {0} backup; then {lockstep} mirror recreate {name} --discard-writes. While that set is there, it is the latest, and later ones count as left behind: get what you need out of it, and remove it with {0} prune --local --set ID",
                 crate::context::lockstep_of(name)
@@ -190,7 +193,8 @@ impl Verdict {
                 "whether that one follows anybody can't be seen from here: after a failover, name the server that is the primary now: {lockstep} mirror recreate {name} --from 'host=… user=…'"
             ),
             Self::PrimaryUnreachable(_) => format!(
-                "check that the primary runs, and that it lets this host in; the mirror continues by itself. If another server has taken its place for good: {lockstep} mirror recreate {name} --from 'host=… user=…'"
+                "check that the primary runs, and that it lets this host in; the mirror continues by itself. If it is lost, take a set of the mirror before anything else, because it may have received what no other server has: {} backup. If another server has taken its place for good, then: {lockstep} mirror recreate {name} --from 'host=… user=…'",
+                crate::context::lockstep_of(name)
             ),
         };
         Some(text)
@@ -447,6 +451,9 @@ mod tests {
             );
         });
         assert!(matches!(diverged, Verdict::Diverged(_)));
+        let hint = diverged.hint("m", |_| true).unwrap();
+        let (first, then) = (hint.find("--cluster m backup"), hint.find("mirror recreate m"));
+        assert!(first.is_some() && first < then, "{hint}");
         let small = with(|seen| {
             quiet(
                 seen,
@@ -517,7 +524,8 @@ mod tests {
         let unreachable = with(|seen| seen.primary = Err("refused".into()));
         assert_eq!(unreachable, Verdict::PrimaryUnreachable("refused".into()));
         let hint = unreachable.hint("m", |_| true).unwrap();
-        assert!(hint.contains("mirror recreate m --from"), "{hint}");
+        let first = hint.find("--cluster m backup");
+        assert!(first.is_some() && first < hint.find("mirror recreate m --from"), "{hint}");
         let standby = with(|seen| seen.primary.as_mut().unwrap().in_recovery = true);
         assert_eq!(standby, Verdict::PrimaryInRecovery);
         assert!(!standby.is_well() && standby.hint("m", |_| true).unwrap().contains("--from"));

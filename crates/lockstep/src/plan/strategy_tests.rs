@@ -639,3 +639,13 @@ fn keeps_the_rules(facts: &Facts, plan: &Plan) {
         }
     }
 }
+
+#[test]
+fn a_name_that_is_too_long_is_shortened_once_the_mount_point_is_the_dataset_s_own() {
+    let name = format!("t/{}", "x".repeat(LONGEST_DATASET));
+    let refusal = check_place(&primary(layout(&[(PartKind::Data, name.as_str())]))).unwrap_err();
+    assert!(matches!(refusal, Refusal::NameTooLong { .. }), "{refusal}");
+    let hint = refusal.hint();
+    let (kept, renamed) = (hint.find("`zfs set mountpoint="), hint.find("`zfs rename`"));
+    assert!(kept.is_some() && kept < renamed, "{hint}");
+}

@@ -3,10 +3,11 @@
 //! A record says which bookmarks are Lockstep's and for which repositories. It is written before the first bookmark
 //! is created, and removed once each of these repositories has a newer set of this host.
 //!
-//! What could go wrong: a repository gets another name in the configuration. So a record of the newest set that any
-//! repository has stays, whatever the repository's name is; and a name that the cluster no longer has may belong to a
-//! repository that doesn't answer. Or a pool isn't imported, or is suspended: its bookmarks come back with it, and nobody
-//! else would ever destroy them.
+//! What could go wrong: somebody else's bookmark has the name, and is of the same snapshot (`syncoid --create-bookmark`
+//! names its bookmarks after snapshots); it serves as well, and is never destroyed. Or a repository gets another name in
+//! the configuration. So a record of the newest set that any repository has stays, whatever the repository's name is; and
+//! a name that the cluster no longer has may belong to a repository that doesn't answer. Or a pool isn't imported, or is
+//! suspended: its bookmarks come back with it, and nobody else would ever destroy them.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +19,7 @@ use crate::plan::layout::PartKind;
 use crate::set::journal::{self, BookmarkRecord};
 use crate::set::manifest::{Manifest, SetVolume};
 use crate::set::removal;
-use crate::volume::zfs::Away;
+use crate::volume::zfs::{Away, DatasetName};
 
 /// Checks that bookmarks can replace all of the set's snapshots that are shipped.
 pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
@@ -36,17 +37,32 @@ pub(super) fn can_replace(cx: &Context, set: &Manifest) -> Result<bool> {
 /// When one can't be created: the pool may not allow it.
 pub(super) fn make(cx: &Context, set: &Manifest, repositories: Vec<String>) -> Result<()> {
     let volumes = shipped(cx, set)?;
-    let record = BookmarkRecord {
+    let mut record = BookmarkRecord {
         set: set.set.clone(),
         started_at: set.started_at,
         repositories,
         bookmarks: volumes.iter().map(|v| (v.dataset.clone(), v.guid)).collect(),
+        others: Vec::new(),
     };
+    let before = journal::read::<BookmarkRecord>(&path(cx, &record))?;
+    for volume in &volumes {
+        if !is_made(before.as_ref(), &volume.dataset)
+            && cx.zfs.has_bookmark_of(&volume.snapshot, volume.guid)?
+        {
+            record.others.push(volume.dataset.clone());
+        }
+    }
     removal::write_to_remove(cx, &path(cx, &record), &record)?;
     for volume in volumes {
         cx.zfs.bookmark(&volume.snapshot, volume.guid)?;
     }
     Ok(())
+}
+
+/// Checks whether an attempt that was cut off may have made the dataset's bookmark: its record is written before. A pure
+/// function.
+fn is_made(before: Option<&BookmarkRecord>, dataset: &DatasetName) -> bool {
+    before.is_some_and(|record| record.own().any(|(own, _)| own == dataset))
 }
 
 /// Destroys the bookmarks that nobody needs any more. Those of a pool that isn't available wait for it.
@@ -65,7 +81,7 @@ pub(super) fn clear(cx: &Context, commons: &[Common]) -> Result<()> {
             continue;
         }
         let name = record.set.snapshot_name();
-        for (dataset, guid) in &record.bookmarks {
+        for (dataset, guid) in record.own() {
             cx.zfs.destroy_bookmark(&dataset.snapshot(&name), *guid)?;
         }
         files::remove_file(&path(cx, &record))?;
@@ -139,7 +155,7 @@ fn shipped<'a>(cx: &Context, set: &'a Manifest) -> Result<Vec<&'a SetVolume>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::volume::zfs::{DatasetName, Guid};
+    use crate::volume::zfs::Guid;
 
     #[test]
     fn a_record_stays_as_long_as_a_pool_of_its_bookmarks_is_away() {
@@ -149,6 +165,7 @@ mod tests {
             started_at: jiff::Timestamp::UNIX_EPOCH,
             repositories: vec!["near".into()],
             bookmarks: vec![of("tank/pg"), of("fast/ts")],
+            others: Vec::new(),
         };
         let is = |pools: &[(&str, Away)]| {
             let away = pools.iter().map(|(pool, why)| ((*pool).to_owned(), *why));
@@ -156,6 +173,23 @@ mod tests {
         };
         assert!(is(&[("fast", Away::NotImported)]) && is(&[("tank", Away::Suspended)]));
         assert!(!is(&[("other", Away::NotImported)]) && !is(&[]));
+    }
+
+    #[test]
+    fn a_bookmark_that_was_there_before_is_somebody_else_s() {
+        let text = r#"{"set": "20261122T000000Z-bbbb", "started_at": "2026-11-22T00:00:00Z",
+            "repositories": ["near"], "bookmarks": [["tank/pg", "7"], ["fast/ts", "8"]]}"#;
+        let mut record: BookmarkRecord = serde_json::from_str(text).unwrap();
+        let of = |record: &BookmarkRecord| {
+            record.own().map(|(dataset, _)| dataset.to_string()).collect::<Vec<_>>()
+        };
+        assert_eq!(of(&record), ["tank/pg", "fast/ts"], "as older versions wrote it");
+        let [pg, ts] = ["tank/pg", "fast/ts"].map(|name| DatasetName::new(name).unwrap());
+        record.others.push(pg.clone());
+        assert_eq!(of(&record), ["fast/ts"]);
+        // The next attempt knows which of the two it made.
+        assert!(is_made(Some(&record), &ts) && !is_made(Some(&record), &pg));
+        assert!(!is_made(None, &ts));
     }
 
     #[test]
@@ -167,6 +201,7 @@ mod tests {
             started_at: jiff::Timestamp::UNIX_EPOCH,
             repositories: vec!["near".into()],
             bookmarks: Vec::new(),
+            others: Vec::new(),
         };
         let is = |commons: &[(&str, Option<&str>)]| {
             let names: Vec<_> = commons.iter().map(|(name, _)| (*name).to_owned()).collect();

@@ -15,7 +15,7 @@ impl Refusal {
             Self::HiddenMount { .. } => "look at `findmnt -A` for what hides the dataset; unmount it, or start lockstep where PostgreSQL's files are seen as PostgreSQL sees them".into(),
             Self::NotMounted { dataset, .. } => {
                 let name = quote(dataset);
-                format!("stop the server, `zfs mount {name}` (its key may have to be loaded before), and start the server again; if the folder below is the one you want: `zfs set canmount=noauto {name}`")
+                format!("stop the server. What it has written since it runs here is in that folder and not in the dataset: if the folder is empty, or an old copy in which nothing was written, `zfs mount {name}` (its key may have to be loaded before), and start the server again. Else keep a copy of the folder before anything is mounted over it: a tablespace or pg_wal of before and a data directory of now are a mixture, which may start without an error and be wrong. If the folder below is the one you want: `zfs set canmount=noauto {name}`")
             }
             Self::NoVersionFolder { .. } => "is its dataset mounted, and its pool imported (`zpool import`)? Stop the server, mount it, and start the server again; if the tablespace is lost: DROP TABLESPACE".into(),
             Self::NestedMount { .. } => "unmount it, or make its files part of the dataset around it".into(),
@@ -25,7 +25,7 @@ impl Refusal {
             Self::NoStrategy { .. } => "configure host and user so that Lockstep can connect: strategy label works on every layout".into(),
             Self::NotPossible { needed, .. } | Self::Unsettled { needed, .. } | Self::Mirror { needed, .. } => needed.clone(),
             Self::NoSpace { .. } => "free space in the pool, or lower min_free_mib in the configuration; a full pool makes PostgreSQL PANIC".into(),
-            Self::NameTooLong { .. } => "stop the server and `zfs rename` the dataset, or one above it, to a shorter name; its mount point can stay".into(),
+            Self::NameTooLong { dataset, .. } => format!("stop the server, and look at `zfs get mountpoint {0}`: one that is inherited moves with the name, so set it to where it is now (`zfs set mountpoint=… {0}`); then `zfs rename` the dataset to a shorter name. If one above it is renamed instead, that goes for each one below", quote(dataset)),
             Self::Reserved { dataset, .. } => format!("free space in the pool, or do without: `zfs set refreservation=none {}`", quote(dataset)),
             Self::WrongServer { .. } => "check data_directory, host and port of this cluster in the configuration".into(),
             Self::OtherServer { .. } => "host leads to another server of this cluster (an address that moves, a proxy): set host to this server's own socket folder or to localhost".into(),

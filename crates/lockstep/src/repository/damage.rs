@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use strata::check::Report;
+use strata::check::{Problem, Report};
 
 use super::Repository;
 use crate::error::Result;
@@ -64,16 +64,16 @@ pub fn note(memory: &Path, repository: &str, packs: Damaged) -> Result<()> {
 #[must_use]
 pub fn after(repository: &Repository, report: &Report, before: &Damaged) -> Damaged {
     let folder = repository.strata.path("packs/");
-    let mut now = match report.is_partial {
-        // Not all of them were read again.
-        true => before.clone(),
-        false => Damaged::new(),
+    // Only packs that are known to be needed were read again. Of a set or delta that couldn't be read, because the store
+    // failed for a moment perhaps, nobody knows what it needs.
+    let is_about_packs = report.problems.iter().all(|problem| pack_of(problem, &folder).is_some());
+    let mut now = match is_about_packs && !report.is_partial {
+        true => Damaged::new(),
+        false => before.clone(),
     };
     for problem in &report.problems {
+        let Some(pack) = pack_of(problem, &folder) else { continue };
         let error = &problem.error;
-        let Some(pack) = error.object().and_then(|path| path.strip_prefix(&folder)) else {
-            continue;
-        };
         if matches!(error, strata::Error::Damaged { .. } | strata::Error::Sealed { .. }) {
             now.insert(pack.to_owned(), error.to_string());
         } else if let Some(why) = before.get(pack) {
@@ -82,4 +82,9 @@ pub fn after(repository: &Repository, report: &Report, before: &Damaged) -> Dama
         }
     }
     now
+}
+
+/// The pack that a problem is about; `folder` is that of the packs.
+fn pack_of<'a>(problem: &'a Problem, folder: &str) -> Option<&'a str> {
+    problem.error.object()?.strip_prefix(folder)
 }

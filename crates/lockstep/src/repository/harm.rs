@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use strata::manifest::DeltaId;
 
 use super::whole::{ImageDeltas, Wholeness};
-use super::{Repository, Shipped};
+use super::{Repository, Shipped, damage};
 use crate::context::{Context, lockstep};
 use crate::error::Result;
 use crate::files;
@@ -119,18 +119,19 @@ fn why_not_whole<'a>(
     Ok(None)
 }
 
-/// Returns all sets of the repository that aren't whole. It looks only if `is_doubtful`, or if some weren't whole the
-/// last time. That is noted until all are.
+/// Returns all sets of the repository that aren't whole. It looks only if `is_doubtful`, if some weren't whole the
+/// last time, which is noted until all are, or if a check has found a damaged pack: the newest set may not need it.
 ///
 /// # Errors
 /// When the store fails, or it can't be noted.
 pub fn look(cx: &Context, repository: &Repository, is_doubtful: bool) -> Result<Vec<Harm>> {
     let note = cx.state.path(FOLDER).join(&repository.name);
-    if !is_doubtful && !is_noted(&note, &repository.id) {
+    let memory = memory(cx, repository);
+    let is_damaged = !damage::noted(&memory, &repository.id).is_empty();
+    if !is_doubtful && !is_damaged && !is_noted(&note, &repository.id) {
         return Ok(Vec::new());
     }
     let (sets, _) = repository.sets()?;
-    let memory = memory(cx, repository);
     let found = of_sets(repository, &memory, &sets.iter().collect::<Vec<_>>())?;
     if found.is_empty() {
         files::remove_file(&note)?;

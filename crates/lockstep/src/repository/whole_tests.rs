@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use strata::check::{Problem, Report};
 use strata::delta::{Change, ImageOptions, ImageWriter, chain};
 use strata::fold::{KeepAll, merge};
 use strata::store::testing::{Call, Counting};
@@ -184,6 +185,27 @@ fn a_store_that_fails_is_an_error() {
         assert!(found.is_err(), "call {nth}: {found:?}");
         let _ = std::fs::remove_dir_all(&at.folder);
     }
+}
+
+/// The store fails on a delta, or on a manifest: so nobody knows which packs that needs, and they weren't read.
+#[test]
+fn a_damaged_pack_stays_noted_if_a_check_could_not_look_at_what_may_need_it() {
+    let at = At::new("unread", 2);
+    let name = at.pack_of(2).rsplit('/').next().unwrap().to_owned();
+    let before = Damaged::from([(name, "a hash is wrong".to_owned())]);
+    let after = |paths: &[&str]| {
+        let problem = |path: &&str| {
+            let error = StoreError::new("get", path, StoreErrorKind::Transient).into();
+            Problem { set: "s".to_owned(), sets: Vec::new(), error }
+        };
+        let problems = paths.iter().map(problem).collect();
+        damage::after(&at.repository, &Report { problems, ..Report::default() }, &before)
+    };
+    assert_eq!(after(&["clusters/main/volumes/tank=pg/2.json"]), before);
+    assert_eq!(after(&["clusters/main/sets/s.json", &at.pack_of(1)]), before);
+    assert_eq!(after(&[&at.pack_of(2)]), before);
+    // It was read, and is good.
+    assert!(after(&[]).is_empty() && after(&[&at.pack_of(1)]).is_empty());
 }
 
 /// Nothing but a check reads content, and the next one may read other packs.

@@ -127,6 +127,10 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     older::no_files_for_a_link(asked, &surplus, &mounts)?;
     older::no_files_for_a_dataset(placement, &there, &mounts)?;
     older::no_dataset_for_files(cx, placement, &mounts)?;
+    if placement.volumes.iter().all(|volume| volume.dataset.is_none()) {
+        // Of an older restore on somebody's own dataset nothing is seen while that isn't mounted.
+        mounted::nothing_belongs_at(cx, placement, &mounts)?;
+    }
     Ok(there)
 }
 

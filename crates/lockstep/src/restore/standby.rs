@@ -134,14 +134,15 @@ fn why_not_streaming(cx: &Context, request: &Request, restored: &Restored) -> Op
     }
 }
 
-/// Asks the server itself; `None` if it doesn't accept connections.
+/// Asks the server itself; `None` if it doesn't accept connections, or has a WAL receiver whose state this user may not
+/// see (pg_read_all_stats).
 fn streams(server: &ClusterConfig) -> Option<bool> {
     let mut client = connection::connect(server).ok()?;
-    let row = client.query_one(
-        "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')",
-        &[],
-    );
-    column(&row.ok()?, 0).ok()
+    let rows = client.query("SELECT status = 'streaming' FROM pg_stat_wal_receiver", &[]).ok()?;
+    match rows.first() {
+        None => Some(false),
+        Some(row) => column::<Option<bool>>(row, 0).ok()?,
+    }
 }
 
 /// Returns what a log says since the last start of the server.

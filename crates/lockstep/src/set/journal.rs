@@ -73,6 +73,17 @@ pub struct BookmarkRecord {
     pub repositories: Vec<String>,
     /// The dataset and the snapshot's GUID, as text.
     pub bookmarks: Vec<(DatasetName, Guid)>,
+    /// Those of its datasets whose bookmark was there before: it serves as well, and is somebody else's (syncoid names
+    /// its bookmarks like this). Older versions don't record them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub others: Vec<DatasetName>,
+}
+
+impl BookmarkRecord {
+    /// Returns those that Lockstep made.
+    pub fn own(&self) -> impl Iterator<Item = &(DatasetName, Guid)> {
+        self.bookmarks.iter().filter(|(dataset, _)| !self.others.contains(dataset))
+    }
 }
 
 /// A restore or clone that has begun.

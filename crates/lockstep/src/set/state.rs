@@ -212,6 +212,13 @@ impl State {
         self.folders_with(set).any(|folder| folder != self.directory)
     }
 
+    /// Whether a cluster of this state_dir, this one included, has the set, or is taking or removing it at this moment.
+    #[must_use]
+    pub fn is_known(&self, set: &str) -> bool {
+        // A journal goes once the manifest is there: if it went between the two looks, that is there now.
+        self.folders_with(set).next().is_some() || self.is_complete(set)
+    }
+
     /// Checks that the id of a set that is about to be taken is its own; its journal has to be written before, so that
     /// of two clusters that begin at the same moment at least one sees the other. Where they share a dataset, the
     /// second snapshot of that name fails, and what undoes it would destroy the first.

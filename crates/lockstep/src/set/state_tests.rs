@@ -368,6 +368,18 @@ fn a_set_of_another_cluster_of_this_state_dir_is_known() {
     assert_eq!(known(&other), [true, false, false]);
 }
 
+#[test]
+fn a_set_that_is_being_taken_or_removed_is_known() {
+    let temporary = Temporary::new("known");
+    let state = temporary.open();
+    publish(&state, OLD);
+    let known = || [OLD, MIDDLE, NEW].map(|set| state.is_known(set));
+    assert_eq!(known(), [true, false, false]);
+    std::fs::write(state.path("unfinished").join(format!("{MIDDLE}.json")), "{}").unwrap();
+    std::fs::write(state.path("removals").join(format!("{NEW}.json")), "{}").unwrap();
+    assert_eq!(known(), [true; 3]);
+}
+
 /// Two clusters that begin in the same millisecond may get the same id.
 #[test]
 fn an_id_that_another_cluster_has_is_not_taken() {

@@ -11,6 +11,7 @@ use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
 use crate::restore;
+use crate::steps;
 use crate::volume::zfs::{DatasetName, SnapshotName, Tagged};
 
 /// The state of a snapshot while its set is being taken.
@@ -62,12 +63,16 @@ pub fn remove(cx: &Context) -> Result<()> {
             snapshots_of(cx, &entry).and_then(|(snapshots, away)| {
                 cx.zfs.set("lockstep:state", COMPLETE, &snapshots).map(|()| away.is_empty())
             })
-        } else if is_marked_complete(cx, &entry)? {
-            tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {}", adopt());
-            Ok(true)
         } else {
-            tracing::warn!(set = %entry.set, "removing what an unfinished backup left");
-            remove_set(cx, &entry)
+            // If its pool is suspended, nobody can tell.
+            is_marked_complete(cx, &entry).and_then(|is_complete| {
+                if is_complete {
+                    tracing::warn!(set = %entry.set, "{NO_MANIFEST}, and its snapshots stay: {}", adopt());
+                    return Ok(true);
+                }
+                tracing::warn!(set = %entry.set, "removing what an unfinished backup left");
+                remove_set(cx, &entry)
+            })
         };
         match done {
             Ok(true) => files::remove_file(&path)?,
@@ -173,7 +178,8 @@ fn destroy(cx: &Context, snapshots: &[SnapshotName]) -> Result<Vec<String>> {
 }
 
 /// Returns snapshots on `datasets` that carry Lockstep's marks and belong to no set of this state_dir, nor to one
-/// that is being taken or removed.
+/// that is being taken or removed. A backup or prune may begin, or end, meanwhile: what is known is looked at before the
+/// snapshots are listed and after that.
 ///
 /// # Errors
 /// When ZFS fails, or a journal can't be read.
@@ -186,12 +192,11 @@ pub fn strangers(cx: &Context, datasets: &[DatasetName]) -> Result<Vec<Tagged>> 
         .chain(removed.into_iter().map(|(_, entry)| entry.set))
         .map(|set| set.to_string())
         .collect();
+    steps::reached("check.at-work")?;
     let mut found = Vec::new();
     for dataset in datasets.iter().collect::<BTreeSet<_>>() {
         for tagged in cx.zfs.tagged_snapshots(dataset)? {
-            let is_ours = cx.state.is_complete(&tagged.set)
-                || at_work.contains(&tagged.set)
-                || cx.state.is_of_another_cluster(&tagged.set);
+            let is_ours = at_work.contains(&tagged.set) || cx.state.is_known(&tagged.set);
             if tagged.owner != cx.state.owner() || !is_ours {
                 found.push(tagged);
             }

@@ -329,6 +329,11 @@ mod tests {
             refusal.map(|refusal| refusal.to_string())
         };
         let own = ("t/ts", "/t/ts");
+        let beside = [(DatasetName::new("t/ts/one").unwrap(), PathBuf::from("/t/ts/one"))];
+        let hint = not_mounted(&all, &all.parts[1], &beside).unwrap().hint();
+        for words in ["`zfs mount t/ts/one`", "keep a copy of the folder", "are a mixture"] {
+            assert!(hint.contains(words), "{words}: {hint}");
+        }
         assert!(found(&[own, ("t/ts/one", "/t/ts/one")]).unwrap().contains("\"t/ts/one\""));
         assert!(found(&[("u/x", "/t/ts/one/files")]).is_some());
         // The same; above; beside; below; a copy with the same mount point.

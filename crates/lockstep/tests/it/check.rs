@@ -293,6 +293,28 @@ fn a_set_that_arrives_during_a_check_is_not_called_lost() {
     assert_eq!(checked.code, Some(exit::DONE), "{}", checked.describe());
 }
 
+/// Whoever reads that its snapshots are of no use may destroy them later, when it is the newest set.
+#[test]
+fn a_set_that_is_begun_during_a_check_is_not_called_of_no_use() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    let checks = Steps::new(fixture.root().join("check-steps"));
+    let backups = Steps::new(fixture.root().join("backup-steps"));
+    checks.hold("check.at-work");
+    let mut check = lockstep.clone().with_steps(&checks).spawn(&["--json", "check"]);
+    checks.wait_reached("check.at-work", &mut check);
+    backups.hold("backup.after-snapshot-1");
+    let mut backup = lockstep.clone().with_steps(&backups).spawn(&["backup"]);
+    backups.wait_reached("backup.after-snapshot-1", &mut backup);
+    checks.release("check.at-work");
+    let checked = check.wait(LIMIT);
+    backups.release("backup.after-snapshot-1");
+    assert_eq!(backup.wait(LIMIT).code, Some(exit::DONE));
+    assert!(!checked.stdout.contains("never complete"), "{}", checked.describe());
+    assert_eq!(checked.code, Some(exit::DONE), "{}", checked.describe());
+}
+
 /// For cron, which mails what is printed.
 #[test]
 fn quiet_prints_what_is_not_well_alone() {

@@ -167,7 +167,7 @@ fn several_clones() {
         assert_eq!(listed["clones"][0]["running"].as_bool(), Some(false), "{listed}");
         let checked = lockstep.run(&["check"]);
         assert!(
-            checked.stdout.contains(&format!("clone \"{second}\" doesn't run")),
+            checked.stdout.contains(&format!("clone \"{second}\" doesn't run; to have it again")),
             "{}",
             checked.describe()
         );

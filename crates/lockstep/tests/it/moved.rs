@@ -524,6 +524,33 @@ fn what_zfs_would_refuse_half_way_is_said_before() {
     crate::support::shipping::discard(&fixture, &to, &parent);
 }
 
+/// A disk dies during a backup, which is killed then. What it left waits for the pool, and other sets are pruned meanwhile.
+#[test]
+fn what_a_killed_backup_left_on_a_suspended_pool_waits_for_it() {
+    let fixture = Fixture::new(two_pools_four_datasets());
+    let plain = with_options(
+        &fixture,
+        "[clusters.main.retention]
+local = { last = 1 }",
+    );
+    plain.backup("label");
+    let steps = Steps::new(fixture.root().join("steps"));
+    steps.hold("backup.after-snapshot-1");
+    let mut killed = plain.clone().with_steps(&steps).spawn(&["backup", "--no-ship"]);
+    steps.wait_reached("backup.after-snapshot-1", &mut killed);
+    killed.kill();
+    killed.wait(LIMIT);
+    let pool = &fixture.pools[0].name;
+    let lockstep = suspending(&fixture, &plain, pool);
+    let pruned = lockstep.expect(exit::PROBLEMS, &["prune", "--local"]);
+    assert_said(&pruned, &["what it left stays for now"]);
+    assert!(!pruned.stderr.contains("removing what"), "{}", pruned.describe());
+    // The pool is back.
+    plain.expect(exit::DONE, &["backup", "--no-ship"]);
+    let checked = plain.run(&["check"]);
+    assert!(!checked.stdout.contains("was cut off"), "{}", checked.describe());
+}
+
 /// A pool that has lost its disks is suspended. What reads a file there waits until the pool is cleared, and can't be
 /// killed; a pipe into which nobody writes stands for that. Whatever needs the pool is refused, the rest works.
 #[test]

@@ -297,6 +297,30 @@ fn a_standby_to_which_nothing_streams_is_a_problem() {
     }
 }
 
+/// The role of docs/configuration.md, "Rights", sees that there is a WAL receiver, but not how it does.
+#[test]
+fn a_standby_streams_though_its_role_may_not_see_that() {
+    let (fixture, lockstep) = prepare();
+    fixture
+        .cluster
+        .execute(&["CREATE ROLE backup LOGIN REPLICATION", "GRANT pg_read_all_settings TO backup"]);
+    let set = lockstep.backup("label").id;
+    let _elsewhere = Elsewhere::new(&fixture);
+    let to = fixture.target("role");
+    let host = other_host(&fixture, "role", &to.join("data"));
+    let file = fixture.root().join("role.toml");
+    let text = fs::read_to_string(&file).expect("the configuration");
+    let other = text.replace("\nuser = \"postgres\"", "\nuser = \"backup\"");
+    assert_ne!(text, other);
+    fs::write(&file, other).expect("it can be written");
+    let from = primary(&fixture.cluster);
+    let more = [&FILES[..], &["--standby", "--primary", &from]].concat();
+    let restored = host.restore_and_start(&set, &to, &more);
+    assert!(restored.json["problems"].is_null(), "{}", restored.json);
+    comes_to(restored.server(), "1 20000");
+    restored.server().stop(Stop::Fast);
+}
+
 /// After a crash of the machine, the number in postmaster.pid belongs to another process.
 #[test]
 fn a_number_that_is_another_s_by_now_is_no_server() {

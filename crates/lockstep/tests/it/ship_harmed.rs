@@ -225,6 +225,30 @@ fn a_repository_that_has_manifests_alone_is_not_well() {
     harmed.backup_beside(&sets);
 }
 
+/// A check found a damaged pack, and the newest set, of another chain, doesn't need it.
+#[test]
+fn what_a_check_found_damaged_is_told_until_a_check_finds_it_good() {
+    let harmed = Harmed::new();
+    let first = harmed.backup();
+    let pack = harmed.largest_pack();
+    let second = harmed.backup();
+    // Sets of the same second have no order.
+    std::thread::sleep(std::time::Duration::from_millis(1100));
+    harmed.lockstep.json(&["backup", "--no-ship"]);
+    let shipped = harmed.lockstep.json(&["ship", "--full"]);
+    assert_eq!(fulls(&shipped), 3, "{shipped}");
+    let good = fs::read(&pack).expect("it is readable");
+    let mut bad = good.clone();
+    bad[good.len() / 2] ^= 1;
+    fs::write(&pack, bad).expect("the test may write there");
+    harmed.assert_checked(&[]);
+    harmed.lockstep.expect(exit::PROBLEMS, &["repo", "check", NAME, "--read-data"]);
+    harmed.assert_checked(&[&first.id, &second.id]);
+    fs::write(&pack, good).expect("the test may write there");
+    harmed.lockstep.expect(exit::DONE, &["repo", "check", NAME]);
+    harmed.assert_checked(&[]);
+}
+
 /// They can't be restored, so they use up no place of those that can.
 #[test]
 fn a_prune_keeps_what_can_be_restored_beside_what_is_not_whole() {

@@ -93,7 +93,8 @@ pub(super) fn nothing_belongs_at(
     ))
 }
 
-/// Finds a dataset that isn't mounted, and whose mount point is where a volume goes, or in it. A pure function.
+/// Finds a dataset that isn't mounted, and whose mount point is where a volume goes, or in it; or on the way to a folder
+/// of files, below what is mounted there now: it would hide them. New datasets are mounted after it. A pure function.
 fn belonging<'a>(
     placement: &Placement,
     known: &'a [(DatasetName, PathBuf)],
@@ -105,9 +106,16 @@ fn belonging<'a>(
             std::iter::once(&volume.mountpoint).chain(apart).any(|place| point.starts_with(place))
         })
     };
+    let hides = |point: &Path| {
+        placement.folders().filter(|folder| folder.starts_with(point)).any(|folder| {
+            let holds = mounts.holding(folder).map(|mount| mount.point.as_path());
+            holds.is_some_and(|holds| point != holds && point.starts_with(holds))
+        })
+    };
     let is_mounted =
         |dataset: &DatasetName| mounts.iter().any(|mount| mount.is_of(dataset.as_str()));
-    known.iter().find(|(dataset, point)| is_filled(point) && !is_mounted(dataset))
+    let belongs = |point: &Path| is_filled(point) || hides(point);
+    known.iter().find(|(dataset, point)| belongs(point) && !is_mounted(dataset))
 }
 
 /// Checks the datasets. An existing one is rolled back, so it has to belong to an older restore to this very folder.
@@ -219,7 +227,10 @@ mod tests {
             vec![volume("t/d", &[(Data, "/d", "")]), volume("t/w", &[(Wal, "/d/pg_wal", "")])];
         let set = manifest("20261123T194512Z-k3fa", volumes);
         let parent = DatasetName::new("t/r").unwrap();
-        let none = Mounts::parse(b"");
+        let none = Mounts::parse(b"1 0 254:0 / / rw - ext4 /dev/vda rw\n");
+        let other = Mounts::parse(
+            b"1 0 254:0 / / rw - ext4 /dev/vda rw\n2 1 254:1 / /r rw - ext4 /dev/vdb rw\n",
+        );
         let mounted = Mounts::parse(b"2 1 0:40 / /r/data rw - zfs t/old/data rw\n");
         for naming in [Naming::Below(&parent), Naming::Folders] {
             let placed = place(&set, Path::new("/r"), &[], &naming).unwrap();
@@ -229,7 +240,10 @@ mod tests {
             };
             assert!(is_found("/r/data", &none) && is_found("/r/wal", &none));
             assert!(is_found("/r/data/base", &none));
-            assert!(!is_found("/r", &none) && !is_found("/r/data2", &none));
+            assert!(!is_found("/", &none) && !is_found("/r/data2", &none));
+            let as_files = matches!(naming, Naming::Folders);
+            assert_eq!(is_found("/r", &none), as_files, "it hides files, and no dataset");
+            assert!(!is_found("/r", &other), "another is mounted there");
             assert!(!is_found("/r/data", &mounted), "that is checked by what is mounted");
         }
     }

@@ -205,6 +205,29 @@ fn nothing_is_restored_to_where_a_dataset_belongs_that_is_not_mounted() {
     assert_lives_on(&fixture);
 }
 
+/// DIR is somebody's own dataset, with an older restore: once it is mounted again, it hides what is below.
+#[test]
+fn no_files_are_restored_below_a_dataset_that_is_not_mounted() {
+    let (fixture, lockstep, set) = live();
+    let own = format!("{}/own", fixture.pools[0].name);
+    let to = fixture.target("r");
+    zfs(&["create", "-o", &format!("mountpoint={}", to.display()), &own]);
+    lockstep.restore(&set.id, &to, &FILES[..4]);
+    patiently("zfs", &["unmount", &own], || ()).expect("nobody uses it");
+    for form in [&FILES[..4], &FILES] {
+        for more in [&["--dry-run"][..], &[]] {
+            let outcome = lockstep.run(&restore_arguments(&set.id, &to, &[form, more].concat()));
+            assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+            assert_said(&outcome, &[own.as_str(), "isn't mounted", "zfs mount"]);
+            assert!(!to.join("data").exists(), "{}", outcome.describe());
+        }
+    }
+    zfs(&["mount", &own]);
+    lockstep.restore(&set.id, &to, &FILES);
+    patiently("zfs", &["destroy", &own], || ()).expect("nobody uses it");
+    assert_lives_on(&fixture);
+}
+
 /// A folder that isn't a restore keeps everything in it, and its owner and mode too; an empty one keeps these.
 #[test]
 fn a_folder_that_was_there_keeps_its_owner_and_mode() {
