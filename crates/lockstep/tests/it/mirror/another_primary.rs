@@ -9,9 +9,9 @@ use crate::support::by_hand::write_as_postgres;
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{give_to_postgres, must, wait_until};
-use crate::support::faults::assert_said;
+use crate::support::faults::{assert_said, kill_at};
 use crate::support::layout::empty_pools;
-use crate::support::lockstep::{LIMIT, Steps, exit};
+use crate::support::lockstep::exit;
 use crate::support::standby::{Alone, set};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -219,13 +219,8 @@ fn promoted_after_a_recreate_that_was_cut_off() {
     let alone = Alone::new(empty_pools());
     create(&alone, "main");
     let lockstep = alone.fixture.lockstep();
-    let steps = Steps::new(alone.fixture.root().join("steps"));
-    steps.hold("mirror.launched");
     let recreate = ["mirror", "recreate", "main"];
-    let mut running = lockstep.clone().with_steps(&steps).spawn(&recreate);
-    steps.wait_reached("mirror.launched", &mut running);
-    running.kill();
-    let _ = running.wait_or_kill(LIMIT);
+    kill_at(&alone.fixture, "mirror.launched", &recreate);
     let pid = directory(&alone, "main").join("data/postmaster.pid");
     wait_until("its server takes connections", PATIENCE, || {
         let text = fs::read_to_string(&pid).unwrap_or_default();
@@ -254,15 +249,8 @@ fn half_emptied_by_a_recreate_that_was_cut_off() {
     let lockstep = alone.fixture.lockstep();
     let recreate = ["mirror", "recreate", "main"];
     let data = directory(&alone, "main").join("data");
-    for (folder, step) in
-        [("steps-1", "mirror.recreate-filled"), ("steps-2", "mirror.recreate-emptying")]
-    {
-        let steps = Steps::new(alone.fixture.root().join(folder));
-        steps.hold(step);
-        let mut running = lockstep.clone().with_steps(&steps).spawn(&recreate);
-        steps.wait_reached(step, &mut running);
-        running.kill();
-        let _ = running.wait_or_kill(LIMIT);
+    for step in ["mirror.recreate-filled", "mirror.recreate-emptying"] {
+        kill_at(&alone.fixture, step, &recreate);
         assert!(!data.join("standby.signal").exists(), "{step}");
     }
     // In which order the rest goes, the file system says.

@@ -8,6 +8,7 @@ use super::{
 use crate::support::checker::Checker;
 use crate::support::cluster::{Cluster, Stop};
 use crate::support::command::{command, give_to_postgres, must, run, wait_until};
+use crate::support::faults::kill_at;
 use crate::support::layout::empty_pools;
 use crate::support::ledger::{Expected, Ledger};
 use crate::support::load::{Load, Plan};
@@ -577,6 +578,10 @@ fn primary_that_waits_for_every_standby() {
     assert_gone(&alone, "main", "refused");
 }
 
+/// As a mirror of this name makes its slot on another host.
+const MAKE_SLOT: &str = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
+const DROP_SLOT: &str = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
+
 /// Two hosts make a mirror of the same name at once: the slower one leaves the faster one's slot alone.
 #[test]
 fn a_slot_that_another_host_makes_meanwhile() {
@@ -587,15 +592,13 @@ fn a_slot_that_another_host_makes_meanwhile() {
     let lockstep = alone.fixture.lockstep();
     let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&arguments));
     steps.wait_reached("mirror.datasets", &mut running);
-    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
-    alone.primary.execute(&[make]);
+    alone.primary.execute(&[MAKE_SLOT]);
     steps.release("mirror.datasets");
     let outcome = running.wait(LIMIT);
     assert_eq!(outcome.code, Some(exit::REFUSED), "{}", outcome.describe());
     assert!(outcome.stderr.contains("the primary has a slot"), "{}", outcome.describe());
     // It is dropped here by its name; only then nothing of the mirror is left.
-    let drop = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
-    alone.primary.execute(&[drop]);
+    alone.primary.execute(&[DROP_SLOT]);
     assert_gone(&alone, "main", "refused");
 }
 
@@ -604,20 +607,12 @@ fn a_slot_that_another_host_makes_meanwhile() {
 #[test]
 fn a_slot_that_another_host_makes_once_this_one_was_killed() {
     let alone = Alone::new(empty_pools());
-    let steps = Steps::new(alone.fixture.root().join("held"));
-    steps.hold("mirror.datasets");
-    let arguments = create_words(&alone, "main");
+    kill_at(&alone.fixture, "mirror.datasets", &words(&create_words(&alone, "main")));
     let lockstep = alone.fixture.lockstep();
-    let mut running = lockstep.clone().with_steps(&steps).spawn(&words(&arguments));
-    steps.wait_reached("mirror.datasets", &mut running);
-    running.kill();
-    let _ = running.wait_or_kill(LIMIT);
-    let make = "SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)";
-    alone.primary.execute(&[make]);
+    alone.primary.execute(&[MAKE_SLOT]);
     lockstep.expect(exit::DONE, &["mirror", "destroy", "main"]);
     // This fails if there is none.
-    let drop = "SELECT pg_drop_replication_slot('lockstep_mirror_main')";
-    alone.primary.execute(&[drop]);
+    alone.primary.execute(&[DROP_SLOT]);
     assert_gone(&alone, "main", "killed before its slot was made");
 }
 
