@@ -21,6 +21,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FileType, MemfdFlags, Mode, OFlags, memfd_create};
+use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, UnmountFlags, mount_bind, mount_bind_recursive, mount_remount, unmount,
 };
@@ -141,7 +142,12 @@ pub fn wrap(
 
 /// Returns a file in memory with this content, to be read from its beginning.
 fn in_memory(content: &[u8]) -> std::io::Result<File> {
-    let mut file = File::from(memfd_create("order", MemfdFlags::CLOEXEC)?);
+    // Some systems allow no other kind (vm.memfd_noexec), and before Linux 6.3 there is none.
+    let made = match memfd_create("order", MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create("order", MemfdFlags::CLOEXEC),
+        other => other,
+    };
+    let mut file = File::from(made?);
     file.write_all(content)?;
     file.rewind()?;
     Ok(file)

@@ -268,7 +268,7 @@ fn check_new(before: &Record, record: &Record, primary: &mut Primary, facts: &Fa
     if ["host", "hostaddr", "port"].iter().all(|key| old.get(key) == new.get(key)) {
         return Ok(());
     }
-    create::check_role(facts)?;
+    create::check_role(primary, facts)?;
     if primary.slot(&record.slot)?.is_some() {
         return refuse(
             format!("the server of --from has a slot \"{}\" already", record.slot),

@@ -89,12 +89,17 @@ fn another_server_than_its_primary() {
     let lockstep = alone.fixture.lockstep();
     // Of a standby there can be a mirror, but not one that is known to follow.
     let mut of_standby = create_words(&alone, "second");
-    let standby = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
-    let from = of_standby.iter_mut().find(|word| **word == alone.conninfo()).expect("--from");
-    *from = standby;
+    let from = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
+    let named = of_standby.iter_mut().find(|word| **word == alone.conninfo()).expect("--from");
+    named.clone_from(&from);
     of_standby.push("--dry-run".to_owned());
     let planned = lockstep.expect(exit::DONE, &words(&of_standby));
     assert!(planned.stderr.contains("is itself a standby"), "{}", planned.describe());
+    // The slot may be another host's mirror's.
+    heir.execute(&["SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)"]);
+    let to_heir = ["mirror", "recreate", "main", "--from", &from];
+    let refused = lockstep.expect(exit::REFUSED, &to_heir);
+    assert_said(&refused, &["is itself a standby", "has a slot"]);
     alone.primary.stop(Stop::Immediate);
     heir.execute(&["SELECT pg_promote()", "CREATE TABLE kept (n int)", "CHECKPOINT"]);
     let seen = wait_for_state(&alone, "main", "primary-unreachable");
@@ -102,10 +107,6 @@ fn another_server_than_its_primary() {
     let bad = ["mirror", "recreate", "main", "--from", "host=/nowhere user=postgres"];
     lockstep.expect(exit::FAILED, &bad);
     assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
-    let from = format!("host={} port={} user=postgres", heir.socket.display(), heir.port);
-    let to_heir = ["mirror", "recreate", "main", "--from", &from];
-    // It may be another host's mirror's.
-    heir.execute(&["SELECT pg_create_physical_replication_slot('lockstep_mirror_main', true)"]);
     let refused = lockstep.expect(exit::REFUSED, &to_heir);
     assert_said(&refused, &["has a slot \"lockstep_mirror_main\" already", "hint: another mirror"]);
     assert_eq!(status(&alone, "main").0["running"], true, "nothing was changed");
