@@ -428,15 +428,18 @@ fn of_clones(cx: &Context) -> Result<Vec<Finding>> {
     let unread = unread.iter().map(|(_, error)| failure("clones", error));
     let stopped = records.iter().filter(|record| record.is_running(&cx.zfs) == Some(false));
     let stopped = stopped.map(|record| {
-        warning(
-            "clones",
-            format!("clone \"{}\" doesn't run", record.name),
-            format!(
-                "to have it again, start it with pg_ctl, in the data directory that `{} clone list` shows; if nobody needs what was written to it: {}",
-                lockstep(),
-                clone::destroy_command(&record.name, false)
+        let destroy = clone::destroy_command(&record.name, false);
+        let hint = match record.leads_out() {
+            None => format!(
+                "to have it again, start it with pg_ctl, in the data directory that `{} clone list` shows; if nobody needs what was written to it: {destroy}",
+                lockstep()
             ),
-        )
+            Some(place) => format!(
+                "start no server there: a link in its pg_tblspc leads to \"{}\", and if that is a tablespace of the original, the server would write to it; if nobody needs what was written to the clone: {destroy}",
+                place.display()
+            ),
+        };
+        warning("clones", format!("clone \"{}\" doesn't run", record.name), hint)
     });
     Ok(unread.chain(stopped).collect())
 }

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 use crate::files;
 use crate::names::{self, CloneName, SetId};
 use crate::postgres::target::{Action, Recovery};
-use crate::postgres::{recovery, server};
+use crate::postgres::{instance, recovery, server};
 use crate::process;
 use crate::restore::unfinished::{self, InTheWay};
 use crate::restore::{self, CloneOptions, Problem, Request, Restored, What};
@@ -72,6 +72,18 @@ impl Record {
             Some(_) => None,
             None => Some(server::running(&self.data_directory).ok().flatten().is_some()),
         }
+    }
+
+    /// Returns where a tablespace of it is if that isn't in its own folder. In clones that older versions made, links may
+    /// lead to the original's tablespaces: only in its namespace its server saw its own folders there. Not to be asked
+    /// while its pool is suspended.
+    #[must_use]
+    pub fn leads_out(&self) -> Option<PathBuf> {
+        // The innermost folder of its name: if it is another than its own, too much leads out of it, and never too little.
+        let mut above = self.data_directory.ancestors();
+        let own = above.find(|folder| folder.ends_with(self.name.as_str()))?;
+        let links = instance::tablespace_links(&self.data_directory).unwrap_or_default();
+        links.into_iter().map(|(_, target)| target).find(|target| !target.starts_with(own))
     }
 }
 

@@ -103,9 +103,13 @@ pub(super) fn start(
         if outcome == Outcome::ShutDown {
             remove_places_of_others(build)?;
         }
-    } else if stays {
-        // It ran outside a namespace, or it is a clone, which stays in its namespace.
-        belong_to_them(build)?;
+    } else {
+        // It ran outside a namespace, or it is a clone, which stays in its namespace. After a reboot somebody starts that
+        // one outside of it, where a link that was replayed leads to the original's tablespace.
+        correct_links(build, &data, isolated)?;
+        if stays {
+            belong_to_them(build)?;
+        }
     }
     restored.socket_directory = instance::socket_directory(&data);
     Ok(())

@@ -391,6 +391,30 @@ fn wait_for_the_end_of_recovery(server: &Cluster) {
     });
 }
 
+/// Starts a clone as `check` says after a reboot, outside of its namespace, and writes to its tablespace; `place` is the
+/// original's.
+#[track_caller]
+fn started_outside(fixture: &Fixture, lockstep: &Lockstep, server: &Cluster, place: &Path) {
+    let ts3 = server.value("postgres", "SELECT oid FROM pg_tablespace WHERE spcname = 'ts3'");
+    server.stop(Stop::Fast);
+    let link = server.data.join("pg_tblspc").join(ts3);
+    let own = fs::read_link(&link).expect("a link");
+    // In clones that older versions made, it leads to the original's.
+    for (target, words) in [(place, "start no server there"), (&*own, "start it with pg_ctl")] {
+        fs::remove_file(&link).expect("the test may");
+        symlink(target, &link).expect("the test may");
+        let checked = lockstep.run(&["check"]);
+        assert!(checked.stdout.contains(words), "{}", checked.describe());
+    }
+    let by_hand =
+        Cluster { log: fixture.root().join("log").join("clone-by-hand.log"), ..server.clone() };
+    by_hand.start();
+    // Its socket is where the configuration says now.
+    let server = Cluster::running_in(&by_hand.data, &by_hand.bin, &by_hand.log);
+    assert_eq!(server.value("postgres", "SELECT sum(n) FROM in_ts3"), "107");
+    server.execute(&["INSERT INTO in_ts3 VALUES (1000)", "CHECKPOINT"]);
+}
+
 /// The path of a new tablespace is known from the set's WAL or from the live cluster: the clone gets its own folder
 /// there, with the data in it.
 #[test]
@@ -425,6 +449,14 @@ fn replayed_create_tablespace_leaves_the_live_one_alone() {
                 differences(before, &walk(path)),
                 Vec::<PathBuf>::new(),
                 "{what}: a clone touched {path:?}"
+            );
+        }
+        started_outside(&fixture, &lockstep, server, &live[0]);
+        for (path, before) in live.iter().zip(&before) {
+            assert_eq!(
+                differences(before, &walk(path)),
+                Vec::<PathBuf>::new(),
+                "{what}: a clone that was started by hand touched {path:?}"
             );
         }
         lockstep.expect(exit::DONE, &["clone", "destroy", "dev"]);

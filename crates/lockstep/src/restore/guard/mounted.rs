@@ -9,7 +9,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-use super::real;
+use super::{older, real};
 use crate::context::Context;
 use crate::error::{Error, Result};
 use crate::process::quote;
@@ -82,13 +82,21 @@ pub(super) fn nothing_belongs_at(
     };
     let Some((dataset, point)) = belonging(placement, &known, mounts) else { return Ok(()) };
     let name = quote(dataset.as_str());
+    // A host's own folder, say, of which a replica of another host's dataset has the name.
+    let way = match older::is_empty(point).unwrap_or(false) {
+        true => format!("or `zfs mount {name}`, and see what it has. If"),
+        false => format!(
+            "\"{}\" has something now that `zfs mount {name}` would hide, as the next boot does: if",
+            point.display()
+        ),
+    };
     Err(Error::usage(
         format!(
             "dataset \"{dataset}\" belongs at \"{}\", where the restore goes to, and isn't mounted",
             point.display()
         ),
         format!(
-            "restore to another folder; or `zfs mount {name}`, and see what it has. If it isn't to be mounted there any more: `zfs set canmount=noauto {name}`"
+            "restore to another folder; {way} it isn't to be mounted there any more: `zfs set canmount=noauto {name}`"
         ),
     ))
 }

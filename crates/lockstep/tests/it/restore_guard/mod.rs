@@ -222,6 +222,13 @@ fn no_files_are_restored_below_a_dataset_that_is_not_mounted() {
             assert!(!to.join("data").exists(), "{}", outcome.describe());
         }
     }
+    // As a replica of another host's /srv: what is in the folder now would be hidden.
+    let theirs = to.join("theirs");
+    fs::write(&theirs, "").expect("the test may");
+    let outcome = lockstep.run(&restore_arguments(&set.id, &to.join("r"), &FILES[..4]));
+    assert_eq!(outcome.code, Some(exit::USAGE), "{}", outcome.describe());
+    assert_said(&outcome, &["hint: restore to another folder", "would hide", "canmount=noauto"]);
+    fs::remove_file(&theirs).expect("the test may");
     zfs(&["mount", &own]);
     lockstep.restore(&set.id, &to, &FILES);
     patiently("zfs", &["destroy", &own], || ()).expect("nobody uses it");
