@@ -137,6 +137,7 @@ pub fn wrap(
         .args(["--mount", "--propagation", "slave", "--"])
         .arg(own)
         .arg(SUBCOMMAND)
+        .becoming_another()
         .input(order))
 }
 

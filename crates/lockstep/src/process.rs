@@ -3,7 +3,9 @@
 //! Every start is logged at debug level with its arguments and its duration; the error keeps the raw tail of stderr.
 //! Children get their own process group, so that Ctrl-C ends Lockstep at the next step rather than a `zfs snapshot`
 //! half way. A program whose output or input is abandoned early is killed and waited for. No program gets the
-//! variables that open the stores: a server that stays would show them to anyone who may run programs in it.
+//! variables that open the stores: a server that stays would show them to anyone who may run programs in it. What runs
+//! as another user gets a session of its own: with Lockstep's terminal it could type commands there (TIOCSTI in
+//! tty_io.c, which asks for no right but that it is the process's own terminal), and root's shell would run them.
 //!
 //! What could go wrong: Lockstep is killed, and a program that it started continues. The next command undoes the
 //! killed one, but doesn't know what that program makes afterwards. So a program can hold the lock under which it
@@ -193,6 +195,7 @@ pub struct Program {
     environment: Vec<(&'static str, OsString)>,
     held: Option<Arc<std::fs::File>>,
     input: Option<std::fs::File>,
+    becomes_another: bool,
 }
 
 impl Program {
@@ -206,6 +209,7 @@ impl Program {
             environment: Vec::new(),
             held: None,
             input: None,
+            becomes_another: false,
         }
     }
 
@@ -231,6 +235,13 @@ impl Program {
     #[must_use]
     pub fn as_user(mut self, credentials: Option<Credentials>) -> Self {
         self.credentials = credentials;
+        self
+    }
+
+    /// Says that it becomes another user by itself: it gets a session of its own too.
+    #[must_use]
+    pub fn becoming_another(mut self) -> Self {
+        self.becomes_another = true;
         self
     }
 
@@ -277,27 +288,36 @@ impl Program {
     }
 
     fn command(&self) -> Command {
+        if self.becomes_another || self.credentials.is_some() {
+            // The leader of a group can't begin a session, and setsid(1) would fork. The session is a group, too.
+            return self.command_after(Some("setsid"));
+        }
         let mut command = self.command_here();
         command.process_group(0);
         command
     }
 
     fn command_here(&self) -> Command {
-        let mut command = match self.credentials {
-            None => Command::new(with_folder(&self.program)),
-            Some(ids) => {
-                let known = User::find(&ids.uid.to_string());
-                let [first, others @ ..] = user::becoming(ids, known.as_ref());
-                let mut command = Command::new(first);
-                command.args(others).arg(with_folder(&self.program));
-                // These belong to another user: libpq would look for certificates in root's home.
-                for name in user::VARIABLES {
-                    command.env_remove(name);
-                }
-                command.envs(known.iter().flat_map(User::environment));
-                command
+        self.command_after(None)
+    }
+
+    /// Returns the command, run by `first`, which becomes what follows it.
+    fn command_after(&self, first: Option<&str>) -> Command {
+        let mut words: Vec<OsString> = first.into_iter().map(OsString::from).collect();
+        let known = self.credentials.map(|ids| (ids, User::find(&ids.uid.to_string())));
+        if let Some((ids, known)) = &known {
+            words.extend(user::becoming(*ids, known.as_ref()).map(OsString::from));
+        }
+        words.push(with_folder(&self.program));
+        let mut command = Command::new(words.remove(0));
+        command.args(words);
+        if let Some((_, known)) = &known {
+            // These belong to another user: libpq would look for certificates in root's home.
+            for name in user::VARIABLES {
+                command.env_remove(name);
             }
-        };
+            command.envs(known.iter().flat_map(User::environment));
+        }
         for (name, _) in std::env::vars_os().filter(|(name, _)| is_of_a_store(name)) {
             command.env_remove(name);
         }
@@ -716,6 +736,26 @@ mod tests {
             std::thread::sleep(Duration::from_millis(5));
         }
         assert!(gone());
+    }
+
+    #[test]
+    fn what_runs_as_another_user_has_no_terminal_of_ours() {
+        assert!(rustix::process::geteuid().is_root(), "run as root: it becomes another user");
+        // Its id, its group's and its session's, of proc(5).
+        let ids = |program: Program| {
+            let text = program.arg("/proc/self/stat").run().unwrap().stdout;
+            let (id, rest) = text.split_once(' ').unwrap();
+            let after: Vec<_> = rest.rsplit_once(") ").unwrap().1.split(' ').collect();
+            [id, after[2], after[3], after[4]].map(str::to_owned)
+        };
+        let nobody = Credentials { uid: 65534, gid: 65534 };
+        let cat = || Program::new("cat");
+        for program in [cat().as_user(Some(nobody)), cat().becoming_another()] {
+            let [id, group, session, terminal] = ids(program);
+            assert_eq!((&id, &id, "0"), (&group, &session, &*terminal));
+        }
+        let [id, group, session, _] = ids(cat());
+        assert!(id == group && id != session, "what stays root's may ask at the terminal");
     }
 
     #[test]

@@ -296,7 +296,8 @@ fn prepare<'a>(
         // The server gets the restored tablespaces there, in its own namespace.
         let originals = placement.tablespaces.values().map(|tablespace| &tablespace.original);
         originals.into_iter().try_for_each(|path| cx.zfs.reachable(path))?;
-        instance::bin_dir_of(cx.cluster.bin_dir.as_deref(), manifest.postgres.major)?;
+        let bin_dir = cx.cluster.bin_dir.as_deref();
+        instance::bin_dir_of(bin_dir, manifest.postgres.major, cx.os_user()?)?;
     }
     if let Some(port) = request.port.filter(|_| request.start) {
         run_server::check_port(port, &run_server::sockets(cx, &directory))?;

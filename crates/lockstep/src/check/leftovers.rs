@@ -4,6 +4,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+
 use super::{Finding, failure, warning};
 use crate::clone;
 use crate::context::{Context, lockstep, lockstep_of};
@@ -13,17 +15,26 @@ use crate::restore::unfinished::{InTheWay, Whose};
 use crate::restore::{self, strays};
 use crate::set::journal::{self, BackupJournal, RemovalJournal, RestoreJournal};
 use crate::set::unfinished::{self, NO_MANIFEST};
+use crate::steps;
 use crate::volume::zfs::{Away, DatasetName, Made};
 
 pub(super) const SUBJECT: &str = "unfinished";
 
 /// Returns a finding for each journal whose command isn't running any more.
 pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
+    // In this order: what has begun by now holds its lock, or has ended and removed its journal.
+    let backups = journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))?;
+    let removals = journal::read_all::<RemovalJournal>(&cx.state.path("removals"))?;
+    let restores = journal::read_all::<RestoreJournal>(&cx.state.path("restores"))?;
+    steps::reached("check.journals")?;
     // Only looked at: a backup that starts at this moment has to get the lock.
     let running = Lock::is_held(&cx.state.path("lock"))?;
     let mut all = Vec::new();
     if !running {
-        for (_, entry) in journal::read_all::<BackupJournal>(&cx.state.path("unfinished"))? {
+        for (path, entry) in backups {
+            if !is_there(&path, &entry)? {
+                continue;
+            }
             // If its manifest is there, the set is complete all the same.
             let is_lost = match cx.state.is_complete(entry.set.as_str()) {
                 true => Ok(false),
@@ -40,7 +51,10 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
                 Err(error) => failure(SUBJECT, &error),
             });
         }
-        for (_, entry) in journal::read_all::<RemovalJournal>(&cx.state.path("removals"))? {
+        for (path, entry) in removals {
+            if !is_there(&path, &entry)? {
+                continue;
+            }
             all.push(warning(
                 SUBJECT,
                 format!("the removal of set {} was cut off", entry.set),
@@ -52,8 +66,8 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
             ));
         }
     }
-    for (path, entry) in journal::read_all::<RestoreJournal>(&cx.state.path("restores"))? {
-        if restore::unfinished::is_alive(cx, &entry.id)? {
+    for (path, entry) in restores {
+        if restore::unfinished::is_alive(cx, &entry.id)? || !is_there(&path, &entry)? {
             continue;
         }
         if let Some(pool) = restore::unfinished::suspended(cx, &entry) {
@@ -80,6 +94,11 @@ pub(super) fn find(cx: &Context) -> Result<Vec<Finding>> {
         }
     }
     Ok(all)
+}
+
+/// Whether a journal is still as it was read.
+fn is_there<T: DeserializeOwned + PartialEq>(path: &Path, entry: &T) -> Result<bool> {
+    Ok(journal::read::<T>(path)?.as_ref() == Some(entry))
 }
 
 /// Finds sets of clusters that were renamed in the configuration, or removed from it: no command sees them, and their

@@ -16,7 +16,10 @@ pub(super) fn check(cx: &Context, major: Option<u32>) -> Finding {
         Err(error) => return failure(SUBJECT, &error),
     };
     let place = bin_dir.display();
-    let said = match Program::new(bin_dir.join("postgres")).arg("--version").run() {
+    // The folder may be the server's user's.
+    let user = cx.os_user().ok().flatten();
+    let postgres = Program::new(bin_dir.join("postgres")).arg("--version").as_user(user);
+    let said = match postgres.run() {
         Ok(output) => output.stdout.trim().to_owned(),
         Err(error) => return failure(SUBJECT, &Error::from(error)),
     };

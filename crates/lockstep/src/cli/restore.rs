@@ -524,7 +524,8 @@ fn left_out(rest: &NotRestored) {
 /// this start alone.
 fn start_command(cx: &Context, restored: &Restored, options: &[&str]) -> String {
     let bin_dir = cx.cluster.bin_dir.as_deref();
-    let program = instance::bin_dir_of(bin_dir, restored.set.postgres.major)
+    let user = cx.os_user().ok().flatten();
+    let program = instance::bin_dir_of(bin_dir, restored.set.postgres.major, user)
         .map_or_else(|_| "pg_ctl".into(), |folder| output::path(&folder.join("pg_ctl")));
     let log = restored.placement.directory.join("log/server.log");
     let options: String = options.iter().map(|option| format!(" -o {}", quote(option))).collect();

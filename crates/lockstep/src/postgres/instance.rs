@@ -9,7 +9,7 @@ use pgfiles::control_file::ControlFile;
 use crate::error::{Error, Result};
 use crate::plan::facts::ServerFacts;
 use crate::plan::layout::PartKind;
-use crate::process::Program;
+use crate::process::{Credentials, Program};
 use crate::volume::discover::PartPath;
 
 /// The path of pg_control in the data directory.
@@ -190,12 +190,17 @@ pub fn bin_dir(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf>
 }
 
 /// The same if the programs must be of this version. A set may be older than the cluster's last upgrade, and
-/// `bin_dir` then has the new version; in that case it is one of the usual places.
+/// `bin_dir` then has the new version; in that case it is one of the usual places. `user` is asked to run them: a
+/// folder of programs may belong to the server's user, and then root mustn't.
 ///
 /// # Errors
 /// As [`bin_dir`], and when neither has that version.
-pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathBuf> {
-    let is_right = |path: &Path| match (major, major_in(path)) {
+pub fn bin_dir_of(
+    configured: Option<&Path>,
+    major: Option<u32>,
+    user: Option<Credentials>,
+) -> Result<PathBuf> {
+    let is_right = |path: &Path| match (major, major_in(path, user)) {
         (Some(wanted), Some(found)) => wanted == found,
         // Its version is unknown; the server will report it.
         _ => true,
@@ -208,7 +213,7 @@ pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathB
         return Ok(usual);
     }
     let wanted = major.unwrap_or_default();
-    let found = major_in(&first).unwrap_or_default();
+    let found = major_in(&first, user).unwrap_or_default();
     Err(Error::usage(
         format!(
             "the set is of PostgreSQL {wanted}, and \"{}\" has PostgreSQL {found}",
@@ -221,8 +226,9 @@ pub fn bin_dir_of(configured: Option<&Path>, major: Option<u32>) -> Result<PathB
 }
 
 /// The version of the `postgres` in a folder; `None` if it is unknown.
-fn major_in(bin_dir: &Path) -> Option<u32> {
-    let said = Program::new(bin_dir.join("postgres")).arg("--version").run().ok()?;
+fn major_in(bin_dir: &Path, user: Option<Credentials>) -> Option<u32> {
+    let postgres = Program::new(bin_dir.join("postgres"));
+    let said = postgres.arg("--version").as_user(user).run().ok()?;
     major_of(&said.stdout)
 }
 
@@ -259,6 +265,20 @@ mod tests {
     }
 
     #[test]
+    fn what_may_be_the_server_user_s_own_program_does_not_run_as_root() {
+        assert!(rustix::process::geteuid().is_root(), "run as root: it becomes another user");
+        let scratch = tempfile::tempdir().unwrap();
+        let (path, program) = (scratch.path(), scratch.path().join("postgres"));
+        std::fs::write(&program, "#!/bin/sh\necho \"postgres (PostgreSQL) $(id -u)\"\n").unwrap();
+        for path in [path, program.as_path()] {
+            let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+            std::fs::set_permissions(path, mode).unwrap();
+        }
+        let nobody = Credentials { uid: 65534, gid: 65534 };
+        assert_eq!(bin_dir_of(Some(path), Some(65534), Some(nobody)).unwrap(), path);
+    }
+
+    #[test]
     fn programs_of_another_version_are_not_taken() {
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path();
@@ -266,9 +286,9 @@ mod tests {
             .unwrap();
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(path.join("postgres"), mode).unwrap();
-        assert_eq!(bin_dir_of(Some(path), Some(7)).unwrap(), path);
-        assert_eq!(bin_dir_of(Some(path), None).unwrap(), path);
-        let error = bin_dir_of(Some(path), Some(8)).unwrap_err();
+        assert_eq!(bin_dir_of(Some(path), Some(7), None).unwrap(), path);
+        assert_eq!(bin_dir_of(Some(path), None, None).unwrap(), path);
+        let error = bin_dir_of(Some(path), Some(8), None).unwrap_err();
         let words = "the set is of PostgreSQL 8, and ";
         assert!(error.to_string().starts_with(words), "{error}");
         assert_eq!(error.exit_code(), 2);

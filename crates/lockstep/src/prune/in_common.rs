@@ -2,8 +2,8 @@
 //!
 //! What could go wrong: a repository doesn't answer for minutes, and a process that holds the cluster's lock
 //! meanwhile blocks backups. So the repositories are asked before the lock is taken ([`Asked`]). Their answers may be
-//! outdated by then, but that is harmless: a set that was shipped since isn't known as common yet, and an older one
-//! is kept instead.
+//! outdated by then: a set that was shipped since isn't known as common yet, and an older one is kept instead. But after
+//! a first shipment there is no older one, so what was shipped since isn't removed either ([`shipped_since`]).
 
 use std::collections::BTreeSet;
 
@@ -27,15 +27,21 @@ pub(super) struct Common {
 /// What a repository has, or why it couldn't be asked.
 pub(super) struct Asked {
     repository: String,
+    /// The sets of this host that were known to be there before it was asked.
+    noted: BTreeSet<String>,
     there: Result<BTreeSet<String>>,
 }
 
 /// Asks every repository of the cluster.
 pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
+    // If they can't be listed, nothing is removed anyway.
+    let sets = cx.state.complete().unwrap_or_default();
     let ask = |name: &String| {
+        let noted = sets.iter().map(ToString::to_string).filter(|id| was_shipped(cx, id, name));
+        let noted = noted.collect();
         // What another one in its place has says nothing about it.
         let there = repository::open_known(cx, name).and_then(|repository| repository.ids());
-        Asked { repository: name.clone(), there: there.map(BTreeSet::from_iter) }
+        Asked { repository: name.clone(), noted, there: there.map(BTreeSet::from_iter) }
     };
     cx.cluster.repositories.iter().map(ask).collect()
 }
@@ -44,7 +50,7 @@ pub(super) fn ask_all(cx: &Context) -> Vec<Asked> {
 pub(super) fn unasked(cx: &Context) -> Vec<Asked> {
     let unasked = |name: &String| {
         let there = Err(Error::failed("it wasn't asked"));
-        Asked { repository: name.clone(), there }
+        Asked { repository: name.clone(), noted: BTreeSet::new(), there }
     };
     cx.cluster.repositories.iter().map(unasked).collect()
 }
@@ -73,6 +79,14 @@ fn with_one(cx: &Context, asked: &Asked, local: &BTreeSet<String>) -> Common {
         }
     };
     Common { repository: name.to_owned(), newest: newest.cloned(), problem }
+}
+
+/// Returns the repository that has got this set of this host since it was asked, if any: the next increment may start
+/// from the set, and from no other.
+pub(super) fn shipped_since<'a>(cx: &Context, asked: &'a [Asked], set: &str) -> Option<&'a str> {
+    let has_got_it =
+        |asked: &&Asked| !asked.noted.contains(set) && was_shipped(cx, set, &asked.repository);
+    asked.iter().find(has_got_it).map(|asked| asked.repository.as_str())
 }
 
 /// Checks whether the set was seen complete in the repository: shipping notes that.

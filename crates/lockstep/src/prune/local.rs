@@ -90,7 +90,7 @@ pub(super) fn prune(
     let mut removed = Vec::new();
     let error = match request.dry_run {
         true => None,
-        false => facts.carry_out(cx, &mut plan, &named, &mut removed).err(),
+        false => facts.carry_out(cx, asked, &mut plan, &named, &mut removed).err(),
     };
     Ok(Outcome { removed, error, ..Outcome::of(plan) })
 }
@@ -539,6 +539,7 @@ impl Facts {
     fn carry_out(
         &self,
         cx: &Context,
+        asked: &[Asked],
         plan: &mut Plan,
         named: &[String],
         removed: &mut Vec<String>,
@@ -552,6 +553,18 @@ impl Facts {
                 continue;
             }
             steps::reached("prune.set")?;
+            // One whose removal was begun, or that can't be read, is no start for an increment.
+            let is_set = self.sets.iter().any(|set| set.set.as_str() == entry.set);
+            let since = in_common::shipped_since(cx, asked, &entry.set).filter(|_| is_set);
+            if let Some(name) = since {
+                entry.fate = match named.is_empty() {
+                    true => Fate::Keep(vec![Reason::BeingShipped(name.to_owned())]),
+                    false => Fate::Left(format!(
+                        "it was shipped to repository {name} just now: run it again"
+                    )),
+                };
+                continue;
+            }
             match self.remove(cx, &entry.set, named.contains(&entry.set)) {
                 Ok(Removal::Done) => removed.push(entry.set.clone()),
                 Ok(Removal::Left(why)) => entry.fate = Fate::Left(why),

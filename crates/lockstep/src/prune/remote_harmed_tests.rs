@@ -104,3 +104,44 @@ fn what_a_check_found_damaged_takes_no_place_until_it_is_good_again() {
     assert_eq!(errors(None), 0);
     assert!(harmed().is_empty() && damage::noted(folder.path(), &repository.id).is_empty());
 }
+
+/// A timer and somebody at a terminal, while a disk fails: each reads other packs, and finds other ones damaged.
+#[test]
+fn what_a_check_finds_damaged_stays_noted_when_another_ends_later() {
+    let (memory, _) = filled(4);
+    let repository = repository(Arc::new(memory.clone()));
+    Format::new().unwrap().create(repository.strata.store()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let pack = memory.paths("/packs/").into_iter().min().unwrap();
+    let own = pack.rsplit('/').next().unwrap().to_owned();
+    let other = "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
+    let good = memory.get(&pack).unwrap();
+    let mut bad = good.to_vec();
+    *bad.last_mut().unwrap() ^= 1;
+    memory.put(&pack, &[bad.into()]).unwrap();
+    let noted = || damage::noted(folder.path(), &repository.id).into_keys().collect::<Vec<_>>();
+    let note = |packs: &[&String]| {
+        let packs = packs.iter().map(|pack| ((*pack).clone(), "a hash is wrong".to_owned()));
+        damage::note(folder.path(), &repository.id, packs.collect()).unwrap();
+    };
+    // The other check ends while this one reads.
+    let check_beside = |packs: &[&String]| {
+        let mut has_begun = false;
+        let mut told = |_: u64, _: u64| {
+            if !std::mem::replace(&mut has_begun, true) {
+                note(packs);
+            }
+            true
+        };
+        check::run(&repository, Some(100), folder.path(), &Vec::new, &mut told).unwrap();
+    };
+    check_beside(&[&other]);
+    let mut both = vec![own.clone(), other.clone()];
+    both.sort();
+    assert_eq!(noted(), both);
+    // What this one finds good again goes, and what only the other one has found stays.
+    note(&[&own]);
+    memory.put(&pack, &[good]).unwrap();
+    check_beside(&[&own, &other]);
+    assert_eq!(noted(), [other]);
+}

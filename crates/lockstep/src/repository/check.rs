@@ -94,8 +94,11 @@ pub fn run(
     let report = check_some(&repository.strata, &options, chosen, told);
     let mut report = report.map_err(of_strata)?;
     if options.read_data {
+        // Reading takes hours, and another check may have begun or ended meanwhile.
+        let noted = damage::noted(memory, &repository.id);
         let after = damage::after(repository, &report, &before);
-        if after != before
+        let after = damage::beside(after, &before, &noted);
+        if after != noted
             && let Err(error) = damage::note(memory, &repository.id, after)
         {
             tracing::warn!(

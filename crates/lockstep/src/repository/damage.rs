@@ -84,6 +84,15 @@ pub fn after(repository: &Repository, report: &Report, before: &Damaged) -> Dama
     now
 }
 
+/// Returns what is to be noted if another check of the repository may have ended during this one, which began with what
+/// was noted `before` and would note `after`. What that one found stays `noted`: each reads other packs.
+#[must_use]
+pub fn beside(after: Damaged, before: &Damaged, noted: &Damaged) -> Damaged {
+    let of_others = noted.iter().filter(|(pack, _)| !before.contains_key(*pack));
+    let of_others = of_others.map(|(pack, why)| (pack.clone(), why.clone()));
+    of_others.chain(after).collect()
+}
+
 /// The pack that a problem is about; `folder` is that of the packs.
 fn pack_of<'a>(problem: &'a Problem, folder: &str) -> Option<&'a str> {
     problem.error.object()?.strip_prefix(folder)

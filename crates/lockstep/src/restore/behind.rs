@@ -16,6 +16,7 @@ use super::build::Build;
 use super::{Problem, fetched, history_command, original};
 use crate::context::lockstep;
 use crate::error::{Error, Result};
+use crate::files;
 use crate::postgres::wal::{self, Found, WalIdentity};
 use crate::postgres::{instance, server};
 use crate::process::{Program, quote};
@@ -250,12 +251,15 @@ impl End {
         if end <= from {
             return false;
         }
+        // Its owner's rights are enough, whatever is in it.
+        let Ok(reader) = files::reader_of(pg_wal) else { return false };
         // If there is none, it reaches the end of the WAL, which it reports as an error.
         let pg_waldump = Program::new(bin_dir.join("pg_waldump"))
             .arg("-p")
             .arg(pg_wal)
             .args(["-r", "Transaction", "-n", "1", "-t", &timeline.get().to_string()])
-            .args(["-s", &from.to_string(), "-e", &end.to_string()]);
+            .args(["-s", &from.to_string(), "-e", &end.to_string()])
+            .as_user(reader);
         pg_waldump.run_for_output().is_ok_and(|text| text.contains("rmgr: Transaction"))
     }
 }

@@ -424,7 +424,12 @@ impl<'a> Build<'a> {
         if self.lock.is_none() {
             return;
         }
-        if let Err(error) = unfinished::undo(self.cx, &self.entry()) {
+        let mut entry = self.entry();
+        // A server on an older restore that is still unchanged was started by somebody else: it isn't stopped.
+        if !self.older.is_changed.get() {
+            entry.data_on = entry.data_on.filter(|dataset| !self.there.contains(dataset));
+        }
+        if let Err(error) = unfinished::undo(self.cx, &entry) {
             tracing::warn!(
                 restore = %self.id, error = %error.chain(), "left for the next start to remove{}",
                 unfinished::held_by(&self.journal)

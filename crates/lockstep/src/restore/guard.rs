@@ -134,6 +134,19 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     Ok(there)
 }
 
+/// Refuses to change an older restore on which somebody has started a server since [`check`] looked: reading what is needed
+/// of the repository may have taken long. Call it just before pg_control loses its name.
+pub(super) fn not_started(placement: &Placement) -> Result<()> {
+    // The older restore's data directory may lie elsewhere in its volume than the set's.
+    let linked = std::fs::canonicalize(placement.directory.join("data")).ok();
+    for data in std::iter::once(&placement.data).chain(&linked) {
+        if let Some(pid) = server::running(data)? {
+            return Err(runs(data, pid));
+        }
+    }
+    Ok(())
+}
+
 fn runs(data: &Path, pid: u32) -> Error {
     Error::usage(
         format!("a server runs in \"{}\": process {pid}", data.display()),

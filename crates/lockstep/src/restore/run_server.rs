@@ -43,8 +43,8 @@ pub(super) fn start(
     user: Option<Credentials>,
     restored: &mut Restored,
 ) -> Result<()> {
-    let bin_dir =
-        instance::bin_dir_of(build.cx.cluster.bin_dir.as_deref(), build.manifest.postgres.major)?;
+    let bin_dir = build.cx.cluster.bin_dir.as_deref();
+    let bin_dir = instance::bin_dir_of(bin_dir, build.manifest.postgres.major, user)?;
     let isolation = isolate(build, &bin_dir, user)?;
     let directory = build.placement.directory.clone();
     let (data, log) = (build.placement.data.clone(), directory.join("log/server.log"));

@@ -12,7 +12,7 @@ use super::only::{NotRestored, Only};
 use super::owners::Owners;
 use super::placement::{PlacedVolume, Placement};
 use super::receive::{self, Receiving};
-use super::{control, fold, parked, raw, surplus};
+use super::{control, fold, guard, parked, raw, surplus};
 use crate::context::{Context, lockstep};
 use crate::error::{Error, Result};
 use crate::files;
@@ -292,6 +292,7 @@ impl FromRepository {
         raw::announce(self, build)?;
         let (zfs, there) = (&build.cx.zfs, &build.there);
         let fresh = fold::fresh(self, build, there)?;
+        guard::not_started(&build.placement)?;
         // Before anything of an older restore is changed, and after everything that may still refuse.
         build.begins_with_older()?;
         build.older.is_held.set(control::hold(&build.placement.data)?);
@@ -356,6 +357,9 @@ impl FromRepository {
                         let data = volume.parts.iter().find(|part| part.kind == PartKind::Data);
                         if let Some(part) = data {
                             owners = Owners::in_set(build, &tree, &part.inside, owner)?;
+                        }
+                        if !build.older.is_changed.get() {
+                            guard::not_started(&build.placement)?;
                         }
                         // Only now: if the names can't be read, the older restore gets its marker back.
                         build.older.is_changed.set(true);

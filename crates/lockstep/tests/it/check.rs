@@ -315,6 +315,28 @@ fn a_set_that_is_begun_during_a_check_is_not_called_of_no_use() {
     assert_eq!(checked.code, Some(exit::DONE), "{}", checked.describe());
 }
 
+#[test]
+fn what_is_undone_during_a_check_is_not_called_cut_off() {
+    let fixture = Fixture::new(one_pool());
+    let lockstep = fixture.lockstep();
+    lockstep.backup("label");
+    let checks = Steps::new(fixture.root().join("check-steps"));
+    let clones = Steps::new(fixture.root().join("clone-steps"));
+    clones.hold("restore.journal");
+    let mut creating = lockstep.clone().with_steps(&clones).spawn(&["clone", "create", "dev"]);
+    clones.wait_reached("restore.journal", &mut creating);
+    checks.hold("check.journals");
+    let mut check = lockstep.clone().with_steps(&checks).spawn(&["--json", "check"]);
+    checks.wait_reached("check.journals", &mut check);
+    creating.signal(rustix::process::Signal::INT);
+    let undone = creating.wait(LIMIT);
+    assert_ne!(undone.code, Some(exit::DONE), "{}", undone.describe());
+    checks.release("check.journals");
+    let checked = check.wait(LIMIT);
+    assert!(!checked.stdout.contains("was cut off"), "{}", checked.describe());
+    assert_eq!(checked.code, Some(exit::DONE), "{}", checked.describe());
+}
+
 /// For cron, which mails what is printed.
 #[test]
 fn quiet_prints_what_is_not_well_alone() {

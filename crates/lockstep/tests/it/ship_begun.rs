@@ -6,7 +6,7 @@ use crate::support::cluster::Stop;
 use crate::support::command::wait_until;
 use crate::support::fixture::Fixture;
 use crate::support::layout::two_pools_four_datasets;
-use crate::support::lockstep::{LIMIT, Lockstep, Steps, exit, json_of};
+use crate::support::lockstep::{LIMIT, Lockstep, Set, Steps, exit, json_of};
 use crate::support::shipping::{folder, packs, with_options};
 use std::collections::BTreeSet;
 use std::fs;
@@ -262,5 +262,29 @@ fn a_set_that_is_being_shipped_stays_here_meanwhile() {
         assert_eq!(outcome.code, Some(exit::DONE), "{step}: {}", outcome.describe());
         let there = lockstep.json(&["list", "--from", "repository"]).to_string();
         assert!(there.contains(&set), "{step}: {there}");
+    }
+}
+
+/// After a first shipment no other set is in common: the next one would be sent in full again.
+#[test]
+fn a_set_whose_first_shipment_ends_during_a_prune_stays() {
+    let fixture = Fixture::new(two_pools_four_datasets().setting("autovacuum", "off"));
+    let retention = "[clusters.main.retention]\nlocal = { last = 1 }";
+    let lockstep = with_options(&fixture, &format!("\n{retention}\n"));
+    let taken = || Set::of(&lockstep.json(&["backup", "--no-ship"])).id;
+    // While the repositories are asked, and while others are removed.
+    for step in ["prune.asked", "prune.set"] {
+        let [first, _newest] = [(); 2].map(|()| taken());
+        let steps = Steps::new(fixture.root().join(step));
+        steps.hold(step);
+        let mut pruning = lockstep.clone().with_steps(&steps).spawn(&["prune", "--local"]);
+        steps.wait_reached(step, &mut pruning);
+        lockstep.expect(exit::DONE, &["ship", &first]);
+        steps.release(step);
+        let outcome = pruning.wait(LIMIT);
+        assert_eq!(outcome.code, Some(exit::DONE), "{step}: {}", outcome.describe());
+        assert!(lockstep.sets().contains(&first), "{step}: {}", outcome.describe());
+        lockstep.expect(exit::DONE, &["prune", "--local"]);
+        assert_eq!(lockstep.sets().len(), 2, "{step}: the newest, and the newest in common");
     }
 }

@@ -76,6 +76,18 @@ fn a_host_is_kept_up_in_place() {
         let refused = host.expect(exit::USAGE, &restore_arguments(&first, &to, &more));
         assert_said(&refused, &["a server runs in"]);
         restored.server().stop(Stop::Fast);
+        // Nor if it was started after the restore had looked.
+        let hooks = Hooks::holding(&fixture, "restore.fetched");
+        let hooked = host.clone().with_steps(&hooks.steps);
+        let mut program = hooked.spawn(&restore_arguments(&first, &to, &more));
+        hooks.steps.wait_reached("restore.fetched", &mut program);
+        restored.server().start();
+        hooks.steps.release("restore.fetched");
+        let refused = program.wait(LIMIT);
+        assert_eq!(refused.code, Some(exit::USAGE), "{form}: {}", refused.describe());
+        assert_said(&refused, &["a server runs in"]);
+        assert_eq!(restored.server().value("postgres", ROWS), "11 22", "{form}");
+        restored.server().stop(Stop::Fast);
         // Without the marks it may be the original itself.
         let unmarked = restore_arguments(&first, &to, &more);
         if form == "files" {

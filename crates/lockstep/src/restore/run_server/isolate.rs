@@ -37,7 +37,7 @@ pub(super) fn isolate(
         .values()
         .map(|t| Bind { from: t.real.clone(), at: t.original.clone() })
         .collect();
-    for (oid, original) in created_later(build, bin_dir)? {
+    for (oid, original) in created_later(build, bin_dir, user)? {
         if placement.tablespaces.contains_key(&oid) || binds.iter().any(|b| b.at == original) {
             continue;
         }
@@ -122,7 +122,11 @@ fn forget_older(folder: &Path) -> Result<()> {
 
 /// Returns tablespaces that the set doesn't have and that recovery may create: those that the live cluster has now,
 /// and those in the set's own WAL.
-fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
+fn created_later(
+    build: &Build,
+    bin_dir: &Path,
+    user: Option<Credentials>,
+) -> Result<Vec<(u32, PathBuf)>> {
     let live = &build.cx.cluster.data_directory;
     let mut all = match build.cx.zfs.suspended_at(live) {
         Some(_) => in_newest_set(build.cx)?,
@@ -132,7 +136,7 @@ fn created_later(build: &Build, bin_dir: &Path) -> Result<Vec<(u32, PathBuf)>> {
     let Some(start) = build.manifest.start_lsn.filter(|_| build.recovery.replays()) else {
         return Ok(all);
     };
-    all.extend(created_in_wal(build, bin_dir, start));
+    all.extend(created_in_wal(build, bin_dir, user, start));
     Ok(all)
 }
 
@@ -148,7 +152,13 @@ fn in_newest_set(cx: &Context) -> Result<Vec<(u32, PathBuf)>> {
     Ok(parts.filter_map(of).collect())
 }
 
-fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBuf)> {
+/// pg_waldump runs as the server's user, as all that reads what somebody else may have written.
+fn created_in_wal(
+    build: &Build,
+    bin_dir: &Path,
+    user: Option<Credentials>,
+    start: Lsn,
+) -> Vec<(u32, PathBuf)> {
     // Recovery may start on an earlier timeline than the set's.
     let own = build.manifest.timeline();
     let timeline = build.manifest.history().map_or(own, |history| history.timeline_at(start));
@@ -161,7 +171,8 @@ fn created_in_wal(build: &Build, bin_dir: &Path, start: Lsn) -> Vec<(u32, PathBu
             .arg("-p")
             .arg(&build.placement.wal)
             .args(["-r", "Tablespace", "-t", &timeline.get().to_string()])
-            .args(["-s", &start.to_string(), "-e", &end.to_string()]);
+            .args(["-s", &start.to_string(), "-e", &end.to_string()])
+            .as_user(user);
         Ok(pg_waldump.run_for_output()?)
     });
     let text = match text {
