@@ -555,10 +555,10 @@ fn ended_at_each_step() {
         steps.hold(step);
         let mut running = lockstep.clone().with_steps(&steps).spawn(arguments);
         steps.wait_reached(step, &mut running);
-        (steps, running)
+        running
     };
     for (number, step) in creating.iter().enumerate() {
-        let (_, mut running) = held(step, &arguments);
+        let mut running = held(step, &arguments);
         running.kill();
         let _ = running.wait_or_kill(LIMIT);
         // What a user would do: try again, or give up.
@@ -578,16 +578,16 @@ fn ended_at_each_step() {
     let every_other = creating.iter().filter(|step| *step != "mirror.done").step_by(2);
     let launched = creating.iter().filter(|step| *step == "mirror.launched");
     for step in every_other.chain(launched) {
-        let (steps, running) = held(step, &arguments);
+        // It goes on by itself: released, it may be faster than its signal.
+        let running = held(step, &arguments);
         running.signal(Signal::TERM);
-        steps.release(step);
         let outcome = running.wait(LIMIT);
         assert_eq!(outcome.code, Some(exit::INTERRUPTED), "{step}: {}", outcome.describe());
         assert_gone(&alone, "main", &format!("told to stop at {step}"));
     }
     for step in &destroying {
         create(&alone, "main");
-        let (_, mut running) = held(step, &["mirror", "destroy", "main"]);
+        let mut running = held(step, &["mirror", "destroy", "main"]);
         running.kill();
         let _ = running.wait_or_kill(LIMIT);
         let again = lockstep.run(&["mirror", "destroy", "main"]);

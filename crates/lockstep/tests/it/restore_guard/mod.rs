@@ -514,10 +514,11 @@ fn a_cluster_that_was_handed_over_outlives_a_late_failure() {
                 let journal = entries(&folder).into_iter().find(is_journal).expect("it is there");
                 fs::rename(&journal, &aside).expect("the test may");
                 fs::create_dir_all(journal.join("in the way")).expect("the test may");
+                hooks.steps.release("restore.started");
             } else {
+                // It goes on by itself: released, it may be faster than its signal.
                 program.signal(Signal::TERM);
             }
-            hooks.steps.release("restore.started");
             let outcome = program.wait(LIMIT);
             let code = if fails { exit::DONE } else { exit::INTERRUPTED };
             assert_eq!(outcome.code, Some(code), "{}", outcome.describe());
