@@ -79,7 +79,7 @@ fn a_host_is_kept_up_in_place() {
         // Nor if it was started after the restore had looked.
         let hooks = Hooks::holding(&fixture, "restore.fetched");
         let hooked = host.clone().with_steps(&hooks.steps);
-        let mut program = hooked.spawn(&restore_arguments(&first, &to, &more));
+        let mut program = hooked.spawn(&restore_arguments(&third, &to, &more));
         hooks.steps.wait_reached("restore.fetched", &mut program);
         restored.server().start();
         hooks.steps.release("restore.fetched");
