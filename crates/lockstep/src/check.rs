@@ -110,9 +110,9 @@ fn of_retention(name: &str, cluster: &ClusterConfig) -> Vec<Finding> {
     let retention = &cluster.retention;
     let key = |key: &str| {
         format!(
-            "say what is kept, such as clusters.{name}.retention.{key} = {1}: `{0} prune --dry-run` shows what would go; then `{0} prune` after each backup",
-            lockstep(),
-            RetentionConfig::example(key)
+            "{}; then `{} prune` after each backup",
+            RetentionConfig::hint(name, key),
+            lockstep()
         )
     };
     let here = retention.local.is_none().then(|| {

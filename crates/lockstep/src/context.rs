@@ -142,10 +142,7 @@ impl<'a> Context<'a> {
     /// # Errors
     /// As [`State::find`].
     pub fn find(&self, which: &str) -> Result<Manifest> {
-        match which {
-            "latest" => self.state.find_of(which, &self.identifiers()),
-            _ => self.state.find(which),
-        }
+        self.state.find(which, &self.identifiers())
     }
 
     /// Returns the user who owns what is restored and runs servers; `None` if this process is that user.

@@ -255,12 +255,7 @@ fn places(cx: &Context, request: &Request) -> Result<Vec<Place>> {
     let unknown = |what: String, key: &str| {
         Error::usage(
             format!("no retention is configured for {what}: nothing is touched"),
-            format!(
-                "say what is kept, such as clusters.{}.retention.{key} = {}: `{} prune --dry-run` shows what would go",
-                cx.name,
-                RetentionConfig::example(key),
-                lockstep()
-            ),
+            RetentionConfig::hint(&cx.name, key),
         )
     };
     let mut places = Vec::new();

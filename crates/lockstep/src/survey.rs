@@ -277,7 +277,7 @@ fn ask_primary(
         Ok(None) => return Ok(Some(PrimarySeen::InRecovery)),
         Err(error) => return Ok(Some(PrimarySeen::Unreachable(error.chain()))),
     };
-    let (theirs, own) = match session::timeline(&mut primary) {
+    let (theirs, own) = match session::timeline(&mut primary, control.wal_segment_size) {
         Ok(theirs) => (theirs, control.newest_timeline()),
         Err(error) => return Ok(Some(PrimarySeen::Unreachable(error.chain()))),
     };

@@ -50,7 +50,7 @@ impl Ship {
         }
         let manifest = match &self.set {
             // Also a set of a timeline that was left: the outcome for the repository reports that.
-            None => cx.state.newest()?,
+            None => cx.state.newest(&[])?,
             Some(set) => cx.find(set)?,
         };
         crate::restore::unfinished::remove(cx)?;

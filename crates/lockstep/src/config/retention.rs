@@ -9,6 +9,7 @@ use jiff::tz::TimeZone;
 use serde::Deserialize;
 
 use super::table::from_tables;
+use crate::context::lockstep;
 use crate::retention::Policy;
 
 /// Which sets are kept where.
@@ -35,10 +36,19 @@ impl RetentionConfig {
         self.repositories.get(name).or(self.repository.as_ref())
     }
 
-    /// A policy for the places of this key, as an example in hints. It is typed as it is, where sets of a year may have
-    /// piled up: so it goes by days, whatever the interval between two backups.
+    /// What to do where a cluster has no policy for the places of this key.
     #[must_use]
-    pub fn example(key: &str) -> &'static str {
+    pub fn hint(cluster: impl std::fmt::Display, key: &str) -> String {
+        format!(
+            "say what is kept, such as clusters.{cluster}.retention.{key} = {}: `{} prune --dry-run` shows what would go",
+            Self::example(key),
+            lockstep()
+        )
+    }
+
+    /// A policy for the places of this key. It is typed as it is, where sets of a year may have piled up: so it goes by
+    /// days, whatever the interval between two backups.
+    fn example(key: &str) -> &'static str {
         match key {
             "local" => "{ within = '3d', daily = 7 }",
             _ => "{ within = '7d', daily = 14, monthly = 12 }",

@@ -321,7 +321,7 @@ fn slot_name(wanted: &Create) -> String {
 }
 
 fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Result<()> {
-    check_role(primary, facts)?;
+    check_role(facts)?;
     let slot = slot_name(wanted);
     if primary.slot(&slot)?.is_some() {
         return refuse_slot(&slot);
@@ -341,9 +341,9 @@ fn check_primary(primary: &mut Primary, facts: &Facts, wanted: &Create) -> Resul
 }
 
 /// Checks that the server of --from can feed a mirror, and says so where nobody will see whether it does.
-pub(super) fn check_role(primary: &mut Primary, facts: &Facts) -> Result<()> {
+pub(super) fn check_role(facts: &Facts) -> Result<()> {
     if facts.may_replicate {
-        if primary.is_in_recovery()? {
+        if facts.in_recovery {
             tracing::warn!(
                 "the server of --from is itself a standby: whether that one follows can't be seen from here, so `{} mirror status` never calls this mirror well, and each of its sets has a problem (exit code 3); name the primary, if this host can reach it",
                 program()

@@ -30,6 +30,8 @@ pub(super) struct Facts {
     pub superuser: String,
     pub dbname: String,
     pub may_replicate: bool,
+    /// It is itself a standby.
+    pub in_recovery: bool,
     pub free_slots: i64,
     pub free_senders: i64,
     /// The size of all databases, in bytes.
@@ -92,6 +94,14 @@ impl Slot {
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
     }
+}
+
+/// How far its WAL is.
+pub(super) struct Position {
+    /// It is itself a standby, and this is what it has replayed.
+    pub in_recovery: bool,
+    pub lsn: String,
+    pub timeline: i32,
 }
 
 impl Primary {
@@ -179,6 +189,7 @@ impl Primary {
             superuser: column::<Text>(&row, "superuser")?.lossy(),
             dbname: column::<Text>(&row, "dbname")?.lossy(),
             may_replicate: column(&row, "may_replicate")?,
+            in_recovery: column(&row, "in_recovery")?,
             free_slots: column(&row, "free_slots")?,
             free_senders: column(&row, "free_senders")?,
             size: column::<i64>(&row, "size")?.max(0).unsigned_abs(),
@@ -287,33 +298,26 @@ impl Primary {
         }
     }
 
-    /// Whether it is in recovery, and so no primary.
+    /// Returns the position of its WAL.
     ///
     /// # Errors
     /// When the statement fails.
-    pub(super) fn is_in_recovery(&mut self) -> Result<bool> {
-        let row = self
-            .client
-            .query_one("SELECT pg_is_in_recovery()", &[])
-            .map_err(|e| Error::sql("cannot ask the primary whether it is one", e))?;
-        column(&row, 0)
-    }
-
-    /// Returns the position of its WAL, and the timeline.
-    ///
-    /// # Errors
-    /// When the statement fails.
-    pub(super) fn position(&mut self) -> Result<(String, i32)> {
+    pub(super) fn position(&mut self) -> Result<Position> {
         let row = self
             .client
             .query_one(
-                "SELECT CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
+                "SELECT pg_is_in_recovery(),
+                        CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn()
                              ELSE pg_current_wal_lsn() END::text,
                         (SELECT timeline_id FROM pg_control_checkpoint())",
                 &[],
             )
             .map_err(|e| Error::sql("cannot ask the primary how far it is", e))?;
-        Ok((column(&row, 0)?, column(&row, 1)?))
+        Ok(Position {
+            in_recovery: column(&row, 0)?,
+            lsn: column(&row, 1)?,
+            timeline: column(&row, 2)?,
+        })
     }
 }
 
@@ -341,6 +345,7 @@ const FACTS: &str = "
            (SELECT rolname::text FROM pg_roles WHERE oid = 10) AS superuser,
            current_database()::text AS dbname,
            (SELECT rolsuper OR rolreplication FROM pg_roles WHERE rolname = current_user) AS may_replicate,
+           pg_is_in_recovery() AS in_recovery,
            current_setting('max_replication_slots')::bigint
              - (SELECT count(*) FROM pg_replication_slots) AS free_slots,
            current_setting('max_wal_senders')::bigint
@@ -365,6 +370,7 @@ mod tests {
             superuser: "postgres".into(),
             dbname: "postgres".into(),
             may_replicate: true,
+            in_recovery: false,
             free_slots: 1,
             free_senders: 2,
             size: 0,

@@ -185,7 +185,7 @@ fn may_rewind(record: &Record, primary: &mut Primary, facts: &Facts) -> Result<b
         tracing::info!("tablespace \"{name}\" is new on the primary: pg_rewind isn't tried");
         return Ok(false);
     }
-    let (_, timeline) = primary.position()?;
+    let timeline = primary.position()?.timeline;
     let ours = control.newest_timeline().get();
     Ok(u32::try_from(timeline).is_ok_and(|theirs| theirs > ours))
 }
@@ -268,7 +268,7 @@ fn check_new(before: &Record, record: &Record, primary: &mut Primary, facts: &Fa
     if ["host", "hostaddr", "port"].iter().all(|key| old.get(key) == new.get(key)) {
         return Ok(());
     }
-    create::check_role(primary, facts)?;
+    create::check_role(facts)?;
     if primary.slot(&record.slot)?.is_some() {
         return refuse(
             format!("the server of --from has a slot \"{}\" already", record.slot),

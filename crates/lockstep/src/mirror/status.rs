@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use postgres::Client;
 
-use super::primary::Primary;
+use super::primary::{Position, Primary};
 use super::record::{Home, Record};
 use super::serve;
 use super::verdict::{Own, Seen, Theirs, Verdict, judge, lag_bytes, wal_gone};
@@ -144,8 +144,7 @@ fn ask_primary(record: &Record) -> Result<Theirs, String> {
         let conninfo = record.conninfo()?;
         let mut primary = Primary::connect(&conninfo, record.password_file.as_deref())?;
         primary.check_is(&record.system_identifier)?;
-        let (current, _) = primary.position()?;
-        let in_recovery = primary.is_in_recovery()?;
+        let Position { lsn: current, in_recovery, .. } = primary.position()?;
         Ok(Theirs { current, in_recovery, slot: primary.slot(&record.slot)? })
     };
     asked().map_err(|error: crate::error::Error| error.chain())

@@ -6,6 +6,7 @@
 
 use pgfiles::backup_label::BackupLabel;
 use pgfiles::lsn::{Lsn, SystemIdentifier, TimelineId};
+use pgfiles::wal_name::{WalSegment, WalSegmentSize};
 use postgres::Client;
 use postgres::error::SqlState;
 use postgres::fallible_iterator::FallibleIterator;
@@ -217,20 +218,18 @@ pub fn flushed(client: &mut Client, cluster: SystemIdentifier) -> Result<Option<
     column::<Option<&str>>(&row, 0)?.map(lsn).transpose()
 }
 
-/// The timeline on which a primary writes.
+/// The timeline on which a primary with segments of this size writes.
 ///
 /// # Errors
 /// The server's reason.
-pub fn timeline(client: &mut Client) -> Result<TimelineId> {
+pub fn timeline(client: &mut Client, size: WalSegmentSize) -> Result<TimelineId> {
     // pg_control has it only once the first checkpoint after a promotion is done.
     let row = client
         .query_one("SELECT pg_walfile_name(pg_current_wal_flush_lsn())", &[])
         .map_err(|e| Error::sql("cannot ask the primary for its timeline", e))?;
-    let name: &str = column(&row, 0)?;
-    let number = name.get(..8).and_then(|digits| u32::from_str_radix(digits, 16).ok());
-    number.and_then(TimelineId::new).ok_or_else(|| {
-        Error::failed(format!("the server returned a strange name of a WAL segment {name:?}"))
-    })
+    let segment = WalSegment::parse(column(&row, 0)?, size);
+    let failed = |e| Error::failed("the server returned a strange name of a segment").because(e);
+    segment.map(|segment| segment.timeline).map_err(failed)
 }
 
 /// Asks a standby how it follows.

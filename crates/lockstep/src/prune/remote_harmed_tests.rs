@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use jiff::tz::TimeZone;
 
 use strata::store::Storage as _;
 
 use super::tests::{filled, policy, repository, set_id};
 use super::*;
+use crate::prune::memory_store::Memory;
 use crate::repository::check::{self, Severity};
 use crate::repository::{Format, damage};
 
@@ -72,27 +74,51 @@ fn what_only_its_lock_keeps_is_not_left() {
     assert!(matches!(fate(vec![Reason::Last(2), locked]), Fate::Left(_)));
 }
 
+/// A repository in which a pack that a set needs is damaged.
+struct WithDamage {
+    memory: Memory,
+    repository: Repository,
+    /// Where this host notes what it has found.
+    folder: tempfile::TempDir,
+    pack: String,
+    good: Bytes,
+}
+
+impl WithDamage {
+    fn new() -> Self {
+        let (memory, _) = filled(4);
+        let repository = repository(Arc::new(memory.clone()));
+        Format::new().unwrap().create(repository.strata.store()).unwrap();
+        // Each of them is needed by a set.
+        let pack = memory.paths("/packs/").into_iter().min().unwrap();
+        let good = memory.get(&pack).unwrap();
+        let mut bad = good.to_vec();
+        *bad.last_mut().unwrap() ^= 1;
+        memory.put(&pack, &[bad.into()]).unwrap();
+        Self { memory, repository, folder: tempfile::tempdir().unwrap(), pack, good }
+    }
+
+    fn mend(&self) {
+        self.memory.put(&self.pack, std::slice::from_ref(&self.good)).unwrap();
+    }
+
+    fn noted(&self) -> Vec<String> {
+        damage::noted(self.folder.path(), &self.repository.id).into_keys().collect()
+    }
+}
+
 /// A check that reads a few packs finds it once, and the next one may read others.
 #[test]
 fn what_a_check_found_damaged_takes_no_place_until_it_is_good_again() {
-    let (memory, _) = filled(4);
-    let repository = repository(Arc::new(memory.clone()));
-    Format::new().unwrap().create(repository.strata.store()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    // Each of them is needed by a set.
-    let pack = memory.paths("/packs/").into_iter().min().unwrap();
-    let good = memory.get(&pack).unwrap();
-    let mut bad = good.to_vec();
-    *bad.last_mut().unwrap() ^= 1;
-    memory.put(&pack, &[bad.into()]).unwrap();
+    let it = WithDamage::new();
+    let (repository, folder) = (&it.repository, it.folder.path());
     let errors = |percent| {
-        let checked =
-            check::run(&repository, percent, folder.path(), &Vec::new, &mut |_, _| true).unwrap();
+        let checked = check::run(repository, percent, folder, &Vec::new, &mut |_, _| true).unwrap();
         checked.findings.iter().filter(|found| found.severity == Severity::Error).count()
     };
     let harmed = || {
         let (sets, _) = repository.sets().unwrap();
-        harm::of_sets(&repository, folder.path(), &sets.iter().collect::<Vec<_>>()).unwrap()
+        harm::of_sets(repository, folder, &sets.iter().collect::<Vec<_>>()).unwrap()
     };
     assert_eq!((errors(None), errors(Some(0)), harmed().len()), (0, 0, 0), "nobody reads it");
     assert_eq!(errors(Some(100)), 1);
@@ -100,29 +126,21 @@ fn what_a_check_found_damaged_takes_no_place_until_it_is_good_again() {
     // It is read again, whatever else is.
     assert_eq!((errors(Some(0)), errors(None)), (1, 1));
     assert!(!harmed().is_empty(), "it is still noted");
-    memory.put(&pack, &[good]).unwrap();
+    it.mend();
     assert_eq!(errors(None), 0);
-    assert!(harmed().is_empty() && damage::noted(folder.path(), &repository.id).is_empty());
+    assert!(harmed().is_empty() && it.noted().is_empty());
 }
 
 /// A timer and somebody at a terminal, while a disk fails: each reads other packs, and finds other ones damaged.
 #[test]
 fn what_a_check_finds_damaged_stays_noted_when_another_ends_later() {
-    let (memory, _) = filled(4);
-    let repository = repository(Arc::new(memory.clone()));
-    Format::new().unwrap().create(repository.strata.store()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let pack = memory.paths("/packs/").into_iter().min().unwrap();
-    let own = pack.rsplit('/').next().unwrap().to_owned();
+    let it = WithDamage::new();
+    let (repository, folder) = (&it.repository, it.folder.path());
+    let own = it.pack.rsplit('/').next().unwrap().to_owned();
     let other = "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned();
-    let good = memory.get(&pack).unwrap();
-    let mut bad = good.to_vec();
-    *bad.last_mut().unwrap() ^= 1;
-    memory.put(&pack, &[bad.into()]).unwrap();
-    let noted = || damage::noted(folder.path(), &repository.id).into_keys().collect::<Vec<_>>();
     let note = |packs: &[&String]| {
         let packs = packs.iter().map(|pack| ((*pack).clone(), "a hash is wrong".to_owned()));
-        damage::note(folder.path(), &repository.id, packs.collect()).unwrap();
+        damage::note(folder, &repository.id, packs.collect()).unwrap();
     };
     // The other check ends while this one reads.
     let check_beside = |packs: &[&String]| {
@@ -133,15 +151,15 @@ fn what_a_check_finds_damaged_stays_noted_when_another_ends_later() {
             }
             true
         };
-        check::run(&repository, Some(100), folder.path(), &Vec::new, &mut told).unwrap();
+        check::run(repository, Some(100), folder, &Vec::new, &mut told).unwrap();
     };
     check_beside(&[&other]);
     let mut both = vec![own.clone(), other.clone()];
     both.sort();
-    assert_eq!(noted(), both);
+    assert_eq!(it.noted(), both);
     // What this one finds good again goes, and what only the other one has found stays.
     note(&[&own]);
-    memory.put(&pack, &[good]).unwrap();
+    it.mend();
     check_beside(&[&own, &other]);
-    assert_eq!(noted(), [other]);
+    assert_eq!(it.noted(), [other]);
 }

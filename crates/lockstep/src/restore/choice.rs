@@ -26,7 +26,7 @@ use crate::set::verify;
 pub(super) fn here(cx: &Context, named: Option<&str>, recovery: &Recovery) -> Result<Manifest> {
     match by_name(named, recovery)? {
         Some("latest") if asks_for_a_number(recovery) => {
-            return cx.state.newest_of(&cx.identifiers());
+            return cx.state.newest(&cx.identifiers());
         }
         Some(named) => return cx.find(named),
         None => {}

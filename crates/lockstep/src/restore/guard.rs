@@ -100,7 +100,7 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     }
     if !delta {
         mounted::nothing_at(placement, &mounts)?;
-        mounted::nothing_belongs_at(cx, placement, &mounts)?;
+        mounted::nothing_belongs_at(placement, &mounts, &mounted::known(cx, placement)?)?;
         return Ok(there);
     }
     mounted::nothing_inside(&places[..filled], placement, &mounts)?;
@@ -126,10 +126,11 @@ pub(super) fn check(cx: &Context, asked: &Asked<'_>) -> Result<BTreeSet<DatasetN
     older::check(cx, asked, &there)?;
     older::no_files_for_a_link(asked, &surplus, &mounts)?;
     older::no_files_for_a_dataset(placement, &there, &mounts)?;
-    older::no_dataset_for_files(cx, placement, &mounts)?;
-    if placement.volumes.iter().all(|volume| volume.dataset.is_none()) {
+    if mounted::are_files(placement) {
+        let known = mounted::known(cx, placement)?;
+        older::no_dataset_for_files(cx, placement, &mounts, &known)?;
         // Of an older restore on somebody's own dataset nothing is seen while that isn't mounted.
-        mounted::nothing_belongs_at(cx, placement, &mounts)?;
+        mounted::nothing_belongs_at(placement, &mounts, &known)?;
     }
     Ok(there)
 }

@@ -315,19 +315,12 @@ impl State {
         (good, bad)
     }
 
-    /// Returns the newest set by its manifest, whatever its timeline.
+    /// Returns the newest set by its manifest, whatever its timeline: of the cluster of these system identifiers, if
+    /// there are sets of it.
     ///
     /// # Errors
     /// [`Error::Usage`] if there is none; an error when a newer one is damaged.
-    pub fn newest(&self) -> Result<Manifest> {
-        self.newest_of(&[])
-    }
-
-    /// The same for the cluster of these system identifiers, if there are sets of it.
-    ///
-    /// # Errors
-    /// As [`State::newest`].
-    pub fn newest_of(&self, own: &[SystemIdentifier]) -> Result<Manifest> {
+    pub fn newest(&self, own: &[SystemIdentifier]) -> Result<Manifest> {
         let (sets, damaged) = self.sets()?;
         let (sets, _) = of_cluster(sets, own);
         let now = jiff::Timestamp::now();
@@ -416,19 +409,11 @@ impl State {
     }
 
     /// Finds the set that a user means: by its id, its unique beginning, or `latest`, the newest that the cluster
-    /// hasn't left behind.
+    /// hasn't left behind: that of these system identifiers, if there are sets of it.
     ///
     /// # Errors
     /// [`Error::Usage`] if there is none, with those that exist.
-    pub fn find(&self, which: &str) -> Result<Manifest> {
-        self.find_of(which, &[])
-    }
-
-    /// The same, where `latest` is of the cluster of these system identifiers, if there are sets of it.
-    ///
-    /// # Errors
-    /// As [`State::find`].
-    pub fn find_of(&self, which: &str, own: &[SystemIdentifier]) -> Result<Manifest> {
+    pub fn find(&self, which: &str, own: &[SystemIdentifier]) -> Result<Manifest> {
         if which == "latest" {
             return self.latest(own);
         }

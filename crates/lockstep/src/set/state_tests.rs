@@ -45,14 +45,18 @@ fn damage(state: &State, id: &str) {
 }
 
 fn found(state: &State, which: &str) -> String {
-    state.find(which).unwrap_or_else(|error| panic!("{which}: {}", error.chain())).set.to_string()
+    state
+        .find(which, &[])
+        .unwrap_or_else(|error| panic!("{which}: {}", error.chain()))
+        .set
+        .to_string()
 }
 
 #[test]
 fn sets_are_found_by_id_beginning_and_latest() {
     let temporary = Temporary::new("find");
     let state = temporary.open();
-    let none = state.find("latest").unwrap_err();
+    let none = state.find("latest", &[]).unwrap_err();
     assert_eq!((none.exit_code(), none.hint().unwrap().contains("lockstep backup")), (2, true));
     // Not in order of time.
     for id in [NEW, OLD, MIDDLE] {
@@ -66,14 +70,14 @@ fn sets_are_found_by_id_beginning_and_latest() {
         assert_eq!(found(&state, id), id);
     }
     assert_eq!(found(&state, "20261121"), OLD);
-    let several = state.find("20261122").unwrap_err();
+    let several = state.find("20261122", &[]).unwrap_err();
     assert!(several.exit_code() == 2 && several.to_string().contains("several"), "{several}");
     let hint = several.hint().unwrap();
     assert!(hint.contains(MIDDLE) && hint.contains(NEW) && !hint.contains(OLD), "{hint}");
     let shipping = temporary.open().with_repositories(&["offsite".into()]);
-    let hint = shipping.find("2025").unwrap_err().hint().unwrap();
+    let hint = shipping.find("2025", &[]).unwrap_err().hint().unwrap();
     assert!(hint.contains("--from repository") && hint.contains("offsite"), "{hint}");
-    let unknown = state.find("2025").unwrap_err();
+    let unknown = state.find("2025", &[]).unwrap_err();
     assert!(unknown.exit_code() == 2 && unknown.to_string().contains("\"2025\""));
 }
 
@@ -89,21 +93,21 @@ fn a_damaged_set_is_named_and_not_passed_over() {
     assert_eq!((sets.len(), damaged.len()), (2, 1));
     assert_eq!(damaged[0].0.as_str(), OLD);
     // An older one may be of a higher timeline, on which the cluster lives: `latest` must not return another.
-    let refused = state.find("latest").unwrap_err();
+    let refused = state.find("latest", &[]).unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
     let hint = refused.hint().unwrap();
     assert!(hint.contains(NEW) && hint.contains(&format!("lockstep adopt {OLD}")), "{hint}");
-    assert_eq!(state.newest().unwrap().set.as_str(), NEW);
+    assert_eq!(state.newest(&[]).unwrap().set.as_str(), NEW);
     // Unless this host has seen it in a repository.
     let member = serde_json::to_value(Member::from(&manifest(OLD, vec![]))).unwrap();
     let seen = serde_json::json!({"version": 2, "repository": "id", "sets": {OLD: member}});
     std::fs::create_dir(state.path("seen")).unwrap();
     std::fs::write(state.path("seen/offsite.json"), seen.to_string()).unwrap();
     assert_eq!(found(&state, "latest"), NEW);
-    let refused = state.find(OLD).unwrap_err();
+    let refused = state.find(OLD, &[]).unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
     damage(&state, NEW);
-    let refused = state.find("latest").unwrap_err();
+    let refused = state.find("latest", &[]).unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(NEW), "{refused}");
     assert_eq!(found(&state, MIDDLE), MIDDLE);
 }
@@ -117,7 +121,7 @@ fn a_manifest_in_another_set_s_folder_is_not_that_set() {
     std::fs::create_dir_all(&folder).unwrap();
     std::fs::copy(state.set_directory(&manifest.set).join(MANIFEST), folder.join(MANIFEST))
         .unwrap();
-    let refused = state.find(NEW).unwrap_err();
+    let refused = state.find(NEW, &[]).unwrap_err();
     assert!(refused.exit_code() == 4 && refused.to_string().contains(OLD), "{refused}");
 }
 
@@ -134,7 +138,7 @@ fn what_has_no_manifest_is_no_set() {
     assert!(state.is_complete(OLD) && !state.is_complete(NEW));
     assert_eq!(
         state.sets().unwrap().0,
-        [Manifest { checksum: state.find(OLD).unwrap().checksum, ..manifest }]
+        [Manifest { checksum: state.find(OLD, &[]).unwrap().checksum, ..manifest }]
     );
 }
 
@@ -416,8 +420,8 @@ fn latest_is_of_the_cluster_in_the_data_directory() {
         // The data directory is new, and the cluster is lost.
         (&[neither][..], NEW),
     ] {
-        assert_eq!(state.find_of("latest", own).unwrap().set.as_str(), wanted, "{own:?}");
-        assert_eq!(state.newest_of(own).unwrap().set.as_str(), wanted, "{own:?}");
-        assert_eq!(state.find_of(OLD, own).unwrap().set.as_str(), OLD);
+        assert_eq!(state.find("latest", own).unwrap().set.as_str(), wanted, "{own:?}");
+        assert_eq!(state.newest(own).unwrap().set.as_str(), wanted, "{own:?}");
+        assert_eq!(state.find(OLD, own).unwrap().set.as_str(), OLD);
     }
 }

@@ -63,24 +63,31 @@ pub(super) fn nothing_at(placement: &Placement, mounts: &Mounts) -> Result<()> {
     Ok(())
 }
 
+/// Whether all volumes become folders with files.
+pub(super) fn are_files(placement: &Placement) -> bool {
+    placement.volumes.iter().all(|volume| volume.dataset.is_none())
+}
+
+/// Returns the datasets that ZFS mounts by itself, and where; none on a host without ZFS, where files can be restored.
+pub(super) fn known(cx: &Context, placement: &Placement) -> Result<Vec<(DatasetName, PathBuf)>> {
+    match cx.zfs.places() {
+        Err(error) if are_files(placement) => {
+            tracing::debug!(error = %error.chain(), "no datasets are known that belong there");
+            Ok(Vec::new())
+        }
+        known => known,
+    }
+}
+
 /// Refuses a new restore where a dataset belongs that isn't mounted now: its pool was imported without mounts, or its key
 /// isn't loaded. It may be an older restore's. A later boot mounts it there, over the new one's files or in the place of
 /// the new one's dataset, and a server starts on a mix of both without an error.
 pub(super) fn nothing_belongs_at(
-    cx: &Context,
     placement: &Placement,
     mounts: &Mounts,
+    known: &[(DatasetName, PathBuf)],
 ) -> Result<()> {
-    let all_are_folders = placement.volumes.iter().all(|volume| volume.dataset.is_none());
-    let known = match cx.zfs.places() {
-        Err(error) if all_are_folders => {
-            // Files can be restored on a host that has no ZFS.
-            tracing::debug!(error = %error.chain(), "no datasets are known that belong there");
-            return Ok(());
-        }
-        known => known?,
-    };
-    let Some((dataset, point)) = belonging(placement, &known, mounts) else { return Ok(()) };
+    let Some((dataset, point)) = belonging(placement, known, mounts) else { return Ok(()) };
     let name = quote(dataset.as_str());
     // A host's own folder, say, of which a replica of another host's dataset has the name.
     let way = match older::is_empty(point).unwrap_or(false) {
@@ -120,10 +127,8 @@ fn belonging<'a>(
             holds.is_some_and(|holds| point != holds && point.starts_with(holds))
         })
     };
-    let is_mounted =
-        |dataset: &DatasetName| mounts.iter().any(|mount| mount.is_of(dataset.as_str()));
     let belongs = |point: &Path| is_filled(point) || hides(point);
-    known.iter().find(|(dataset, point)| belongs(point) && !is_mounted(dataset))
+    known.iter().find(|(dataset, point)| belongs(point) && !older::is_mounted(dataset, mounts))
 }
 
 /// Checks the datasets. An existing one is rolled back, so it has to belong to an older restore to this very folder.

@@ -136,26 +136,19 @@ pub(super) fn no_files_for_a_dataset(
 }
 
 /// Refuses files where a restore's datasets belong that aren't mounted: these couldn't be mounted over the files any
-/// more, or would hide them.
+/// more, or would hide them. `known` are those that [`super::mounted::known`] returns.
 pub(super) fn no_dataset_for_files(
     cx: &Context,
     placement: &Placement,
     mounts: &Mounts,
+    known: &[(DatasetName, PathBuf)],
 ) -> Result<()> {
     let folders: Vec<_> = placement.folders().chain([&placement.directory]).collect();
-    if placement.volumes.iter().any(|volume| volume.dataset.is_some()) {
-        return Ok(());
-    }
-    let places = cx.zfs.places().unwrap_or_else(|error| {
-        // Files can be restored on a host that has no ZFS.
-        tracing::debug!(error = %error.chain(), "no datasets are known that belong there");
-        Vec::new()
-    });
-    for (dataset, place) in places {
-        let place = super::real(&place)?;
+    for (dataset, place) in known {
+        let place = super::real(place)?;
         if folders.iter().any(|folder| place.starts_with(folder))
-            && !is_mounted(&dataset, mounts)
-            && cx.zfs.all_carry(std::slice::from_ref(&dataset), "lockstep:restore")?
+            && !is_mounted(dataset, mounts)
+            && cx.zfs.all_carry(std::slice::from_ref(dataset), "lockstep:restore")?
         {
             return Err(Refusal::PlaceOfUnmounted { dataset: dataset.to_string(), place }.into());
         }
@@ -163,7 +156,7 @@ pub(super) fn no_dataset_for_files(
     Ok(())
 }
 
-fn is_mounted(dataset: &DatasetName, mounts: &Mounts) -> bool {
+pub(super) fn is_mounted(dataset: &DatasetName, mounts: &Mounts) -> bool {
     mounts.iter().any(|mount| mount.is_of(dataset.as_str()))
 }
 
